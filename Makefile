@@ -1,0 +1,71 @@
+# A person's way in: every target is about one line over dvc or posttrain. `make` alone lists them.
+# Assumed: git, make, and a Python of at least 3.11 with its venv module (another one: `make setup PYTHON=python3.12`).
+
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 6006
+
+# DVC runs its stages as `python scripts/…`; they must meet the environment's python.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test train-sft train-dpo pipeline metrics tensorboard lint format bench clean checkout
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(BIN)/.installed ## make .venv with the exact versions of constraints.txt
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+train-sft: setup checkout ## run the pipeline up to SFT and its evaluation
+	$(BIN)/dvc repro evaluate@sft
+	@$(MAKE) --no-print-directory metrics
+
+train-dpo: setup checkout ## run the pipeline up to DPO and its evaluation
+	$(BIN)/dvc repro evaluate@sft evaluate@dpo
+	@$(MAKE) --no-print-directory metrics
+
+pipeline: setup checkout ## run every stage of dvc.yaml that is not up to date
+	$(BIN)/dvc repro
+	@$(MAKE) --no-print-directory metrics
+
+metrics: setup ## show the metrics of the last run as a table
+	@$(BIN)/python -m posttrain.experiment.metrics_table metrics
+
+tensorboard: setup ## show the training curves in a browser (PORT=6006)
+	$(BIN)/tensorboard --logdir work --host 127.0.0.1 --port $(PORT)
+
+lint: setup ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup ## measure whole training steps against the peer (DATA=folder)
+	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data $(DATA))
+
+clean: ## remove the environments, checkpoints and tool caches; models and the DVC cache stay
+	rm -rf .venv .venv-peer work build .mypy_cache .ruff_cache src/*.egg-info
+	find src scripts tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+checkout:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "posttrain: this folder is not a git checkout, and DVC needs one: git clone the repository, or run 'git init && git add . && git commit -m start' here" >&2; exit 1; }
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@command -v git >/dev/null || { echo "posttrain: git is not installed (Debian, Ubuntu: apt-get install git; macOS: xcode-select --install)" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "posttrain: $(PYTHON) is not installed; Python 3.11 or newer is needed (another one: make $(MAKECMDGOALS) PYTHON=python3.12)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("posttrain: $(PYTHON) is Python %d.%d; 3.11 or newer is needed (another one: make $(MAKECMDGOALS) PYTHON=python3.12)" % v[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "posttrain: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "posttrain: making .venv (1/3)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "posttrain: installing torch (2/3); a first time can take minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@echo "posttrain: installing the rest of constraints.txt (3/3)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

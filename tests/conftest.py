@@ -1,0 +1,38 @@
+"""What holds for every test: no network, no files outside pytest's own folder, no draws that differ between runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Set before transformers, datasets or tokenizers are imported anywhere: they read these once.
+_SCRATCH = tempfile.TemporaryDirectory(prefix="posttrain-tests-")
+os.environ["HF_HOME"] = str(Path(_SCRATCH.name) / "huggingface")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["POSTTRAIN_CACHE"] = str(Path(_SCRATCH.name) / "posttrain")
+os.environ["DVC_NO_ANALYTICS"] = "1"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root folder of the checkout that the tests stand in."""
+    return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test from the same random state, so that a test gives the same alone and among others."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
