@@ -1,0 +1,176 @@
+"""Attention by segments, registered with transformers under the name "posttrain".
+
+Every segment's queries attend to the keys of its parent and its own, causally, aligned at the bottom right. With
+parent and child laid end to end that is the plain causal mask, with or without a sliding window, so any kernel will do:
+the variable-length one of torch on CUDA in half precision, and elsewhere torch's scaled_dot_product_attention, one
+call a segment. A forward pass without segments (generation, a plain call) gets what transformers' sdpa does.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from posttrain.batch import NO_PARENT, Segments
+
+NAME = "posttrain"
+
+# Arguments of other models' attention that change its result and that no kernel here computes: attention sinks,
+# soft-capping, additive biases. A model that uses one goes through the padded fallback.
+_UNSUPPORTED = ("s_aux", "softcap", "position_bias")
+
+_by_segments: ContextVar[bool] = ContextVar("by_segments", default=False)
+
+
+class UnsupportedAttentionError(NotImplementedError):
+    """The model's attention has a feature that attention by segments lacks."""
+
+
+@contextmanager
+def masks_from_segments() -> Iterator[None]:
+    """Inside, models build no attention masks: the segments, given as a keyword of the forward call, take their place."""
+    token = _by_segments.set(True)
+    try:
+        yield
+    finally:
+        _by_segments.reset(token)
+
+
+def attention_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """No mask where segments stand for it, transformers' mask for sdpa elsewhere."""
+    return None if _by_segments.get() else sdpa_mask(*args, **kwargs)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    segments: Segments | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What a transformers attention layer calls.
+
+    Args:
+        module: the layer.
+        query: (1, heads, T, D).
+        key: (1, key heads, T, D); key heads divides heads.
+        value: the same shape as key.
+        attention_mask: None where segments are given.
+        scaling: of the scores; 1/sqrt(D) if None.
+        dropout: probability with which a weight is dropped.
+        sliding_window: a token sees at most this many tokens, itself among them.
+        segments: how the row is cut up; None means an ordinary call.
+
+    Returns:
+        (1, T, heads, D) and None, in transformers' order of dimensions.
+
+    Raises:
+        UnsupportedAttentionError: the layer asks for something that this function lacks.
+    """
+    if segments is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise UnsupportedAttentionError(f"attention by segments has no {name}")
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256:
+        output = _attend_varlen(query, key, value, segments, scaling, sliding_window)
+    else:
+        output = _attend_per_segment(query, key, value, segments, scaling, dropout, sliding_window)
+    return output, None
+
+
+def _attend_per_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    # split, not slices: the gradient of a split is one concatenation, that of a slice a whole row of zeros.
+    lengths = list(segments.lengths)
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    for index, parent in enumerate(segments.parents):
+        q, k, v = queries[index], keys[index], values[index]
+        if parent != NO_PARENT:
+            k, v = torch.cat([keys[parent], k], dim=2), torch.cat([values[parent], v], dim=2)
+        window_cuts = window is not None and window < k.shape[2]
+        plain = parent == NO_PARENT and not window_cuts
+        mask = None
+        if not plain:
+            mask = segments.mask(q.shape[2], k.shape[2], window if window_cuts else None, q.device)
+        outputs.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _attend_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    cu_queries, cu_keys, key_index = segments.gather_indices(query.device)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, D)
+    if segments.has_parents:
+        k, v = k.index_select(0, key_index), v.index_select(0, key_index)
+    output = _varlen()(
+        q,
+        k,
+        v,
+        cu_queries,
+        cu_keys,
+        max(segments.lengths),
+        max(segments.key_lengths),
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+    )
+    return output[None]
+
+
+@functools.cache
+def _varlen() -> Any:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Before torch 2.13 the kernel takes grouped heads without being told.
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        return functools.partial(varlen_attn, enable_gqa=True)
+    return varlen_attn
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, attention_mask)

@@ -1,0 +1,31 @@
+"""Losses are pure functions of tensors. They return sums, never means: the trainer divides each term once, by the weight
+that all micro-batches and all ranks of the optimizer step have together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a loss.
+
+    Args:
+        sum: () sum over the batch, with gradient.
+        divide_by: name of the weight that it is divided by; one of the method's `weights(batch)`.
+        coefficient: factor of this term in the whole loss.
+    """
+
+    sum: torch.Tensor
+    divide_by: str
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Terms of a loss, and metrics as (sum, weight): their ratio, over however many batches, is what is logged."""
+
+    terms: tuple[Term, ...]
+    metrics: dict[str, tuple[torch.Tensor, float]] = field(default_factory=dict)
