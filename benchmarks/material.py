@@ -1,0 +1,105 @@
+"""Makes what both sides train on: rows of the real data, and a random Qwen2 of 4 million parameters for them."""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+VOCABULARY = 4096
+MAX_LENGTH = 1024  # tokens; the default of both sides
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def sft_rows(folder: Path, count: int) -> list[dict]:
+    """GSM8K's first training questions as conversations."""
+    with open(folder / "gsm8k_train.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
+    return [
+        {"messages": [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]}
+        for r in rows
+    ]
+
+
+def dpo_rows(folder: Path, count: int) -> list[dict]:
+    """hh-rlhf's first pairs as they are: two whole dialogues with a common beginning."""
+    with gzip.open(folder / "hh_harmless_test.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
+
+
+def texts_of(row: dict) -> list[str]:
+    """The texts of a row whose tokens are trained on or scored, each counted whole."""
+    if "messages" in row:
+        return ["".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in row["messages"])]
+    return [row["chosen"] + "<|im_end|>", row["rejected"] + "<|im_end|>"]
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the texts, with ChatML's marks."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A random Qwen2 of 4.2 million parameters."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_LENGTH * 2,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def main() -> None:
+    """Write model/, sft/train.jsonl, dpo/train.jsonl and tokens.json (tokens of each row) into a folder."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--rows", type=int, required=True)
+    args = parser.parse_args()
+    # The tokenizer learns from more rows than a short run trains on.
+    rows = {"sft": sft_rows(args.data, 2000), "dpo": dpo_rows(args.data, 2000)}
+    tokenizer = make_tokenizer(text for part in rows.values() for row in part for text in texts_of(row))
+    tokenizer.save_pretrained(args.to / "model")
+    model = make_model(tokenizer)
+    model.save_pretrained(args.to / "model")
+    tokens = {}
+    for method, part in rows.items():
+        (args.to / method).mkdir(parents=True, exist_ok=True)
+        used = part[: args.rows]
+        lines = "".join(json.dumps(row) + "\n" for row in used)
+        (args.to / method / "train.jsonl").write_text(lines, encoding="utf-8")
+        tokens[method] = [sum(min(len(tokenizer.encode(t)), MAX_LENGTH) for t in texts_of(row)) for row in used]
+    tokens["parameters"] = model.num_parameters()
+    (args.to / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
