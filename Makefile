@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test train-sft train-dpo pipeline metrics tensorboard lint format bench clean checkout
+.PHONY: help setup test train-sft train-dpo pipeline metrics tensorboard lint format bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,15 +20,15 @@ setup: $(BIN)/.installed ## make .venv with the exact versions of constraints.tx
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
-train-sft: setup checkout ## run the pipeline up to SFT and its evaluation
+train-sft: .checkout setup ## run the pipeline up to SFT and its evaluation
 	$(BIN)/dvc repro evaluate@sft
 	@$(MAKE) --no-print-directory metrics
 
-train-dpo: setup checkout ## run the pipeline up to DPO and its evaluation
+train-dpo: .checkout setup ## run the pipeline up to DPO and its evaluation
 	$(BIN)/dvc repro evaluate@sft evaluate@dpo
 	@$(MAKE) --no-print-directory metrics
 
-pipeline: setup checkout ## run every stage of dvc.yaml that is not up to date
+pipeline: .checkout setup ## run every stage of dvc.yaml that is not up to date
 	$(BIN)/dvc repro
 	@$(MAKE) --no-print-directory metrics
 
@@ -54,7 +54,7 @@ clean: ## remove the environments, checkpoints and tool caches; models and the D
 	rm -rf .venv .venv-peer work build .mypy_cache .ruff_cache src/*.egg-info
 	find src scripts tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-checkout:
+.checkout:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "posttrain: this folder is not a git checkout, and DVC needs one: git clone the repository, or run 'git init && git add . && git commit -m start' here" >&2; exit 1; }
 
 $(BIN)/.installed: pyproject.toml constraints.txt

@@ -33,15 +33,20 @@ def import_closure(script: Path, source_root: Path) -> list[Path]:
     open_files = [script]
     while open_files:
         path = open_files.pop()
-        for name in _imported_modules(path, source_root):
+        for name in imported_modules(path, source_root):
             for new in _files_of(name, source_root) - found:
                 found.add(new)
                 open_files.append(new)
     return sorted(found)
 
 
-def _imported_modules(path: Path, source_root: Path) -> Iterator[str]:
-    """Yield each dotted name that a file imports from the package; a `from` import also as `module.name`."""
+def imported_modules(path: Path, source_root: Path) -> Iterator[str]:
+    """Yield the dotted name of each module of the package that a file imports.
+
+    Args:
+        path: A Python file.
+        source_root: The folder that holds the package's folder.
+    """
     for node in _running_nodes(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if _is_ours(alias.name))
