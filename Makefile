@@ -65,7 +65,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@echo "posttrain: making .venv (1/3)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "posttrain: installing torch (2/3); a first time can take minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt torch
 	@echo "posttrain: installing the rest of constraints.txt (3/3)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
