@@ -89,13 +89,11 @@ class PaddedRows:
     Args:
         input_ids: (B, L) int64, one row a sequence, padded on the right with zeros.
         attention_mask: (B, L) int64, 1 = a token.
-        position_ids: (B, L) int64.
         target_index: (N,) int64, the place of each target's predecessor in the flattened (B * L) rectangle.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    position_ids: torch.Tensor
     target_index: torch.Tensor
 
 
@@ -170,7 +168,6 @@ class PackedBatch:
         return PaddedRows(
             input_ids=self.input_ids[torch.from_numpy(index).to(device)] * attention_mask,
             attention_mask=attention_mask,
-            position_ids=torch.arange(length, device=device).expand(len(rows), length),
             target_index=self.sequence_ids * length + self.position_ids[self.target_positions],
         )
 

@@ -1,0 +1,118 @@
+"""Direct preference optimisation: a prompt, and two children that continue it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from posttrain.batch import NO_PARENT, PackedBatch, pack
+from posttrain.config import DPOConfig
+from posttrain.logprobs import TokenStatistics
+from posttrain.losses import Loss
+from posttrain.losses.preference import PreferenceOptions, preference_loss
+from posttrain.methods import Method, Row
+from posttrain.cache import cache_root
+from posttrain.models import load_causal_model
+from posttrain.reference import COLUMN, Reference, SyncReference, with_stored_logprobs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from posttrain.scoring import Scorer
+
+
+class DPO(Method):
+    config: DPOConfig
+    data_kind: ClassVar[str] = "preference"
+
+    def __init__(self, config: DPOConfig):
+        super().__init__(config)
+        self.reference: Reference | None = None
+        self.options = PreferenceOptions(
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            f_divergence_type=config.f_divergence_type,
+            f_alpha_divergence_coef=config.f_alpha_divergence_coef,
+            discopop_tau=config.discopop_tau,
+        )
+
+    def setup(
+        self, model: PreTrainedModel, scorer: Scorer, datasets: Sequence[Dataset], device: torch.device
+    ) -> list[Dataset]:
+        config = self.config
+        if config.ref_model_name_or_path:
+            self.reference = Reference.frozen(load_causal_model(config, config.ref_model_name_or_path), device)
+        elif config.precompute_ref_log_probs:
+            self.reference = Reference(scorer, model.to(device).eval())
+        elif config.use_peft:
+            self.reference = Reference(scorer)
+        else:
+            self.reference = Reference.frozen_copy(model, device)
+        if not config.precompute_ref_log_probs:
+            return list(datasets)
+        folder = cache_root(config.cache_dir) / "reference"
+        batch_size = config.precompute_ref_batch_size or config.per_device_train_batch_size or 8
+        reference, self.reference = self.reference, None
+        return [with_stored_logprobs(reference, rows, self.collate, folder, batch_size) for rows in datasets]
+
+    def callbacks(self) -> list[TrainerCallback]:
+        if not self.config.sync_ref_model:
+            return []
+        assert self.reference is not None
+        return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
+
+    def collate(self, rows: list[Row]) -> PackedBatch:
+        ids, masks, parents = [], [], []
+        for row in rows:
+            parent = NO_PARENT
+            if len(row["prompt_ids"]):
+                parent = len(ids)
+                ids.append(np.asarray(row["prompt_ids"]))
+                masks.append(np.zeros(len(row["prompt_ids"]), dtype=np.int8))
+                parents.append(NO_PARENT)
+            for side in ("chosen", "rejected"):
+                ids.append(np.asarray(row[f"{side}_ids"]))
+                masks.append(np.asarray(row[f"{side}_mask"]))
+                parents.append(parent)
+        stored = np.concatenate([row[COLUMN] for row in rows]) if COLUMN in rows[0] else None
+        example_ids = [row["row"] for row in rows]
+        return pack(ids, masks, parents, len(rows), reference_logprobs=stored, example_ids=example_ids)
+
+    def weights(self, batch: PackedBatch) -> dict[str, int]:
+        return batch.weights() | {"chosen_targets": int((batch.sequence_ids % 2 == 0).sum())}
+
+    def complete(self, batch: PackedBatch, policy: torch.nn.Module) -> PackedBatch:
+        if batch.reference_logprobs is not None:
+            return batch
+        assert self.reference is not None
+        return self.reference.complete(batch, policy)
+
+    def loss(self, batch: PackedBatch, statistics: TokenStatistics) -> Loss:
+        assert batch.reference_logprobs is not None
+        config = self.config
+        loss = preference_loss(
+            statistics.logprobs,
+            batch.reference_logprobs,
+            batch.sequence_ids,
+            batch.num_groups,
+            loss_types=config.loss_type,
+            loss_weights=config.loss_weights or [1.0] * len(config.loss_type),
+            options=self.options,
+            ld_alpha=config.ld_alpha,
+            log_collision=statistics.log_collision if config.use_weighting else None,
+        )
+        chosen = (batch.sequence_ids % 2 == 0).float()
+        num_targets, num_chosen = float(batch.num_targets), chosen.sum()
+        loss.metrics.update(
+            {
+                "entropy": (statistics.entropy.detach().sum(), num_targets),
+                "mean_token_accuracy": ((statistics.is_argmax * chosen).sum(), num_chosen),
+                "logits/chosen": ((statistics.mean_logit.detach() * chosen).sum(), num_chosen),
+                "logits/rejected": ((statistics.mean_logit.detach() * (1 - chosen)).sum(), num_targets - num_chosen),
+            }
+        )
+        return loss

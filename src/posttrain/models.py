@@ -1,0 +1,143 @@
+"""Loading and saving of policies, and adapters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from posttrain.config import CommonConfig
+
+
+def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
+    """A causal language model from a folder or the hub, an adapter merged into its base.
+
+    Raises:
+        UserError: it cannot be found, read or understood.
+    """
+    options: dict[str, Any] = dict(getattr(config, "model_init_kwargs", None) or {})
+    options.setdefault("dtype", _dtype(config.dtype))
+    options.update(revision=config.model_revision, trust_remote_code=config.trust_remote_code)
+    if config.attn_implementation:
+        options["attn_implementation"] = config.attn_implementation
+    if config.load_in_4bit or config.load_in_8bit:
+        options["quantization_config"] = _quantization(config)
+    try:
+        if (Path(path) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            return AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_pretrained(path, **options)  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--model_name_or_path {path}: the model cannot be loaded: {first}") from error
+
+
+def _dtype(name: str | None) -> Any:
+    return "auto" if name in (None, "auto") else getattr(torch, str(name))
+
+
+def _quantization(config: CommonConfig) -> Any:
+    if not torch.cuda.is_available():
+        raise UserError("--load_in_4bit and --load_in_8bit need a GPU; leave them out, or choose a smaller model")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=config.load_in_4bit,
+        load_in_8bit=config.load_in_8bit,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=_dtype(config.dtype),
+    )
+
+
+def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+
+def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
+    """Wraps the model in a new LoRA adapter; its initial weights depend on the seed alone."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    targets: Any = config.lora_target_modules
+    if targets is not None and len(targets) == 1 and targets[0] == "all-linear":
+        targets = "all-linear"
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        target_parameters=config.lora_target_parameters,
+        modules_to_save=config.lora_modules_to_save,
+        task_type=config.lora_task_type,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+    )
+    if config.load_in_4bit or config.load_in_8bit:
+        model = prepare_model_for_kbit_training(model)
+    if config.seed is not None:
+        set_seed(config.seed)
+    try:
+        with warnings.catch_warnings():
+            # peft asks a newer transformers for it by its old name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, lora)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"LoRA does not fit this model: {str(error).splitlines()[0]}; see --lora_target_modules") from error
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Sets the probability of every dropout module, and of attention dropout, to zero."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
+    """Switches recomputation of activations on or off, by whichever name the installed transformers has for it."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+
+
+def save_complete(output_dir: str, write: Any, state: dict[str, Any]) -> None:
+    """Fills a folder with a finished model: everything is written beside, then renamed into place file by file, the
+    trainer's state last.
+
+    Args:
+        output_dir: may exist, and may hold checkpoints.
+        write: called with the folder to write the model and tokenizer into.
+        state: contents of trainer_state.json.
+    """
+    os.makedirs(output_dir, exist_ok=True)
+    beside = tempfile.mkdtemp(prefix=".saving-", dir=output_dir)
+    try:
+        write(beside)
+        for name in sorted(os.listdir(beside)):
+            os.replace(os.path.join(beside, name), os.path.join(output_dir, name))
+        path = os.path.join(beside, "trainer_state.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(state, file, indent=2, sort_keys=True)
+            file.write("\n")
+        os.replace(path, os.path.join(output_dir, "trainer_state.json"))
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""The frozen model that a preference or policy method measures itself against, and its log-probs.
+
+Three kinds: a model of its own (a copy of the policy as loaded, or the one named by `--ref_model_name_or_path`); the
+policy with its adapter switched off, where LoRA is trained; log-probs computed once before training and kept on disk
+under a hash of all that they depend on, so that a sweep over beta computes them once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from posttrain.batch import PackedBatch
+from posttrain.models import checkpoint_activations
+from posttrain.scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+COLUMN = "reference_logprobs"
+
+
+@dataclasses.dataclass
+class Reference:
+    """Scores batches under the reference.
+
+    Args:
+        scorer: of `model`, or of the policy where there is none.
+        model: frozen; None means the policy without its adapter.
+    """
+
+    scorer: Scorer
+    model: PreTrainedModel | None = None
+
+    @classmethod
+    def frozen_copy(cls, policy: PreTrainedModel, device: torch.device) -> Reference:
+        """The policy as it is now."""
+        return cls.frozen(copy.deepcopy(policy), device)
+
+    @classmethod
+    def frozen(cls, model: PreTrainedModel, device: torch.device) -> Reference:
+        """A model of its own, frozen in place."""
+        model = model.to(device).eval().requires_grad_(False)
+        checkpoint_activations(model, on=False)
+        return cls(Scorer(model), model)
+
+    @torch.no_grad()
+    def complete(self, batch: PackedBatch, policy: torch.nn.Module | None = None) -> PackedBatch:
+        """The batch with `reference_logprobs` (N,) set.
+
+        Args:
+            batch: on the device.
+            policy: the model being trained, wrapped or not; needed where the reference is the policy's bare model.
+        """
+        model: torch.nn.Module | None = self.model
+        with contextlib.ExitStack() as stack:
+            if model is None:
+                assert policy is not None
+                model = policy
+                was_training = model.training
+                model.eval()
+                stack.callback(model.train, was_training)
+                stack.enter_context(_unwrap(policy).disable_adapter())
+            logprobs = self.scorer(model, batch).logprobs
+        return dataclasses.replace(batch, reference_logprobs=logprobs)
+
+
+def _unwrap(model: torch.nn.Module) -> Any:
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+class SyncReference(TrainerCallback):
+    """Moves the reference towards the policy every few steps: reference ← α · policy + (1 - α) · reference
+    (TR-DPO, arXiv 2404.09656, eq. 5).
+
+    Args:
+        reference: one with a model of its own.
+        alpha: share of the policy.
+        every: optimizer steps between two moves.
+    """
+
+    def __init__(self, reference: Reference, alpha: float, every: int):
+        self.reference, self.alpha, self.every = reference, alpha, every
+
+    @torch.no_grad()
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step % self.every:
+            return
+        assert self.reference.model is not None
+        policy = _unwrap(kwargs["model"])
+        for own, new in zip(self.reference.model.parameters(), policy.parameters(), strict=True):
+            own.lerp_(new.to(own.device, own.dtype), self.alpha)
+
+
+def digest_of_model(model: PreTrainedModel) -> str:
+    """sha256 over the names, shapes, types and bytes of all tensors of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def with_stored_logprobs(
+    reference: Reference,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], PackedBatch],
+    folder: Path,
+    batch_size: int,
+) -> Dataset:
+    """The dataset with a column `reference_logprobs` (targets of a row,), read from `folder` or computed into it.
+
+    Args:
+        reference: one with a model of its own.
+        dataset: tokenised rows.
+        collate: rows → batch; the order of its targets is the order of the column.
+        folder: of the cache.
+        batch_size: rows scored at a time.
+    """
+    model = reference.model
+    assert model is not None
+    key = hashlib.sha256(f"{digest_of_model(model)} {dataset._fingerprint} {model.dtype}".encode()).hexdigest()[:32]
+    path = folder / f"{key}.arrow"
+    if path.exists():
+        logger.warning("Reference log-probs: read from %s", path)
+    else:
+        _store_logprobs(reference, model, dataset, collate, path, batch_size)
+    return concatenate_datasets([dataset, Dataset.from_file(str(path))], axis=1)
+
+
+def _store_logprobs(
+    reference: Reference,
+    model: PreTrainedModel,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], PackedBatch],
+    path: Path,
+    batch_size: int,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    schema = pa.schema([(COLUMN, pa.list_(pa.float32()))])
+    with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for start in tqdm(range(0, len(dataset), batch_size), desc="Reference log-probs", unit="batch"):
+            rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+            batch = collate(rows).to(model.device)
+            logprobs = reference.complete(batch).reference_logprobs
+            assert logprobs is not None
+            counts = np.bincount(batch.sequence_ids.cpu().numpy() // 2, minlength=len(rows))
+            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+            values = pa.array(logprobs.float().cpu().numpy())
+            stream.write_batch(pa.record_batch([pa.ListArray.from_arrays(offsets, values)], schema=schema))
+    os.replace(beside, path)

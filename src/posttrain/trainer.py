@@ -1,0 +1,191 @@
+"""One trainer for every method: transformers' loop, with losses as sums over packed batches.
+
+Of a step's micro-batches all weights are known before the first backward pass, so each is divided by the weight of the
+whole optimizer step, over all ranks, and any cut of a step into micro-batches and ranks gives the same step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from posttrain.batch import PackedBatch
+from posttrain.logprobs import TokenStatistics
+from posttrain.losses import Loss
+from posttrain.methods import Method
+from posttrain.scoring import Scorer
+
+# Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
+TIMINGS = ("tokens_per_second", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
+
+
+def peak_memory_mib() -> float:
+    """The largest memory that this process has held: on the GPU where there is one, resident memory elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+class PostTrainer(Trainer):
+    """transformers.Trainer for packed batches.
+
+    Args:
+        method: what is trained.
+        scorer: of the policy.
+        **kwargs: of transformers.Trainer; the collator is the method's.
+    """
+
+    def __init__(self, method: Method, scorer: Scorer, **kwargs: Any):
+        self.method = method
+        self.scorer = scorer
+        super().__init__(data_collator=method.collate, **kwargs)
+        # Losses here are divided by the weight of the whole step: nothing is left to divide by.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, float] = defaultdict(float)
+        self._num_tokens = 0.0
+        self._tokens_since_log = 0.0
+        self._clock = time.perf_counter()
+
+    # -- batches
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[PackedBatch], dict[str, float]]:
+        """The micro-batches of one optimizer step, and what their losses are divided by."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        totals: dict[str, float] = defaultdict(float)
+        for batch in batches:
+            for name, weight in self.method.weights(batch).items():
+                totals[name] += weight
+            self._tokens_since_log += batch.num_tokens
+        if self.args.world_size > 1 and totals:
+            sums = self.accelerator.reduce(torch.tensor(list(totals.values()), device=device), "sum")
+            totals = dict(zip(totals, sums.tolist(), strict=True))
+        return batches, dict(totals)
+
+    def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
+        return self.method.complete(inputs.to(self.args.device), self.model_wrapped)
+
+    def floating_point_ops(self, inputs: PackedBatch) -> int:
+        """6 operations a parameter and token, without those of attention."""
+        return 6 * self._num_parameters * inputs.input_ids.shape[0]
+
+    @property
+    def _num_parameters(self) -> int:
+        if not hasattr(self, "_parameter_count"):
+            self._parameter_count = sum(p.numel() for p in self.model.parameters())
+        return self._parameter_count
+
+    # -- loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: PackedBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, float] | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, TokenStatistics]:
+        """This micro-batch's share of the step's loss; shares of all micro-batches and ranks add up to the loss."""
+        statistics = self.scorer(model, inputs)
+        loss = self.method.loss(inputs, statistics)
+        totals = num_items_in_batch or self.method.weights(inputs)
+        share = sum(term.sum * (term.coefficient / totals[term.divide_by]) for term in loss.terms)
+        self._count(loss)
+        # The wrappers of data parallelism average gradients over ranks; the shares are to be added.
+        share = share * self.args.world_size
+        return (share, statistics) if return_outputs else share
+
+    def _count(self, loss: Loss) -> None:
+        for name, (total, weight) in loss.metrics.items():
+            total = total.detach().float()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._weights[name] += weight
+
+    def _pop_metrics(self) -> dict[str, float]:
+        """Means over everything counted since the last call, over all ranks; one transfer from the device."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        weights = [torch.as_tensor(self._weights[name], device=self.args.device) for name in names]
+        table = torch.stack([torch.stack([self._sums[name] for name in names]), torch.stack(weights).float()]).double()
+        if self.args.world_size > 1:
+            table = self.accelerator.reduce(table, "sum")
+        self._sums, self._weights = {}, defaultdict(float)
+        sums, counts = table.tolist()
+        return {name: s / w for name, s, w in zip(names, sums, counts, strict=True) if w}
+
+    # -- logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the method's metrics, throughput and memory to each line of training."""
+        if "loss" in logs:
+            logs.update(self._pop_metrics())
+            tokens = self._tokens_since_log
+            if self.args.world_size > 1:
+                tokens = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum").item()
+            self._num_tokens += tokens
+            logs["num_tokens"] = self._num_tokens
+            logs["tokens_per_second"] = tokens / (time.perf_counter() - self._clock)
+            logs["peak_memory_mib"] = peak_memory_mib()
+            self._tokens_since_log, self._clock = 0.0, time.perf_counter()
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; see transformers.Trainer.train."""
+        self._clock = time.perf_counter()
+        return super().train(*args, **kwargs)
+
+    # -- evaluation
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The same loss and metrics as in training, over a whole data set: sums divided once, at the end."""
+        began = time.perf_counter()
+        training = self._sums, self._weights
+        self._sums, self._weights = {}, defaultdict(float)
+        model = self.model_wrapped
+        if not self.is_in_train:
+            model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        was_training = model.training
+        model.eval()
+        num_samples = 0
+        names: list[str] = []
+        for inputs in dataloader:
+            batch = self._prepare_inputs(inputs)
+            loss = self.method.loss(batch, self.scorer(model, batch))
+            weights = self.method.weights(batch)
+            for i, term in enumerate(loss.terms):
+                names.append(f"term {i}")
+                self._count(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
+            self._count(loss)
+            num_samples += batch.num_groups
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        values = self._pop_metrics()
+        terms = [values.pop(name) for name in dict.fromkeys(names) if name in values]
+        metrics = {f"{metric_key_prefix}_loss": sum(terms)}
+        metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        model.train(was_training)
+        self._sums, self._weights = training
+        self._clock += time.perf_counter() - began
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)

@@ -1,0 +1,155 @@
+"""A run from its flags to a finished model folder: data, model, trainer, files. The same path for every method."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from posttrain.config import CommonConfig, DPOConfig, SFTConfig
+from posttrain.data.prepare import PreparedData, prepare
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.errors import UserError
+from posttrain.methods import Method
+from posttrain.methods.dpo import DPO
+from posttrain.methods.sft import SFT
+from posttrain.models import add_adapter, disable_dropout, load_causal_model, match_tokenizer, save_complete
+from posttrain.scoring import Scorer
+from posttrain.trainer import TIMINGS, PostTrainer
+
+logger = logging.getLogger(__name__)
+
+METHODS: dict[type[CommonConfig], type[Method]] = {SFTConfig: SFT, DPOConfig: DPO}
+
+
+def run(config: CommonConfig) -> dict[str, float]:
+    """Trains what the flags say and leaves a finished model in `output_dir`.
+
+    Args:
+        config: of a method in METHODS.
+
+    Returns:
+        The run's metrics, flat: the last logged values, evaluation (`eval_…`), counts of the data (`data/…`), timing.
+
+    Raises:
+        UserError: a mistake in flags or data, before any weight is loaded where that can be known.
+    """
+    method = METHODS[type(config)](config)
+    tokenizer = load_tokenizer(config)
+    train = prepare(config, tokenizer, method.data_kind, config.dataset_train_split)
+    assert train is not None
+    evaluation = _evaluation_data(config, tokenizer, method)
+    arguments = training_arguments(config)
+
+    transformers.set_seed(arguments.seed)
+    model = load_causal_model(config, config.model_name_or_path)
+    match_tokenizer(model, tokenizer)
+    if getattr(config, "disable_dropout", False):
+        disable_dropout(model)
+    scorer = Scorer(model, packed=config.attn_implementation is None)
+    datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
+    datasets = method.setup(model, scorer, datasets, arguments.device)
+    trainer = PostTrainer(
+        method,
+        scorer,
+        model=add_adapter(model, config) if config.use_peft else model,
+        args=arguments,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1] if evaluation is not None else None,
+        processing_class=tokenizer,
+        callbacks=method.callbacks(),
+    )
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    metrics = dict(result.metrics)
+    if evaluation is not None and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
+        trainer.evaluate()
+    for key in ("loss", "eval_loss"):
+        metrics.update(_last(trainer.state.log_history, key))
+    metrics.update({f"data/{name}": float(count) for name, count in train.counts.items()})
+    _save(config, trainer, metrics)
+    return metrics
+
+
+def _evaluation_data(config: CommonConfig, tokenizer: Any, method: Method) -> PreparedData | None:
+    if config.eval_strategy in (None, "no") and not config.do_eval:
+        return None
+    data = prepare(config, tokenizer, method.data_kind, config.dataset_test_split)
+    if data is None:
+        raise UserError(
+            f"--eval_strategy {config.eval_strategy} needs evaluation data, and {config.dataset_name} has no split "
+            f"{config.dataset_test_split}: name one with --dataset_test_split, hold some rows back with "
+            "--test_split_size 0.05, or leave --eval_strategy out"
+        )
+    return data
+
+
+def training_arguments(config: CommonConfig) -> TrainingArguments:
+    """transformers' arguments of a run, with what this project decides: precision by hardware, batches as they are."""
+    on_gpu = torch.cuda.is_available() and not config.use_cpu
+    decided: dict[str, Any] = {"output_dir": config.work_dir or config.output_dir, "remove_unused_columns": False}
+    if config.bf16 is None and not config.fp16:
+        decided["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+    if config.gradient_checkpointing is None:
+        decided["gradient_checkpointing"] = on_gpu
+    if config.gradient_checkpointing_kwargs is None:
+        decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if config.dataloader_pin_memory is None:
+        decided["dataloader_pin_memory"] = on_gpu
+    return TrainingArguments(**config.training_arguments(**decided))
+
+
+def _last(history: list[dict[str, float]], key: str) -> dict[str, float]:
+    line = next((line for line in reversed(history) if key in line), {})
+    return {name: value for name, value in line.items() if name not in ("step", "epoch")}
+
+
+def _is_timing(name: str) -> bool:
+    return name.removeprefix("train_").removeprefix("eval_") in TIMINGS
+
+
+def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float]) -> None:
+    state = dataclasses.asdict(trainer.state)
+    history = trainer.state.log_history
+    state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
+    assert config.output_dir is not None
+
+    def write(folder: str) -> None:
+        trainer.save_model(folder, _internal_call=True)
+        # Pickled, and full of paths: transformers does not need it, and it would change the hash of the folder.
+        Path(folder, "training_args.bin").unlink(missing_ok=True)
+
+    if trainer.args.should_save:
+        save_complete(config.output_dir, write, state)
+        if config.metrics_file:
+            _write_metrics(config.metrics_file, metrics)
+        if config.plots_file:
+            _write_curve(config.plots_file, history)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def _write_metrics(path: str, metrics: dict[str, float]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_curve(path: str, history: list[dict[str, float]]) -> None:
+    """One row a logged step, training and evaluation of a step side by side; timings left out."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in history:
+        if "loss" in line or "eval_loss" in line:
+            rows.setdefault(int(line["step"]), {}).update({k: v for k, v in line.items() if not _is_timing(k)})
+    columns = ["step", *sorted({name for row in rows.values() for name in row} - {"step"})]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))
