@@ -1,0 +1,101 @@
+"""Chunked statistics of targets against the plain ones, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from posttrain.logprobs import TargetHead, head_statistics, statistics_from_logits
+
+
+def plain(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits = head(hidden).float() / temperature
+    p = logits.softmax(-1)
+    rows = torch.arange(len(targets))
+    return torch.stack(
+        [
+            p[rows, targets].log(),
+            -(p * p.log()).sum(-1),
+            (p.argmax(-1) == targets).float(),
+            logits.mean(-1),
+            (p * p).sum(-1).log(),
+        ],
+        dim=1,
+    )
+
+
+def case(bias: bool) -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
+    torch.manual_seed(0)
+    head = nn.Linear(16, 50, bias=bias)
+    hidden = torch.randn(23, 16, requires_grad=True)
+    return hidden, head, torch.randint(0, 50, (23,))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("rows_at_once", [1, 7, 23, 100])
+def test_chunks_change_nothing(bias: bool, temperature: float, rows_at_once: int) -> None:
+    hidden, head, targets = case(bias)
+    weights = torch.randn(23, 2)
+    parameters = [hidden, *head.parameters()]
+    expected = plain(hidden, head, targets, temperature)
+    (expected[:, :2] * weights).sum().backward()
+    gradients = [p.grad.clone() for p in parameters]  # type: ignore[union-attr]
+    for p in parameters:
+        p.grad = None
+    actual = head_statistics(
+        hidden, head.weight, head.bias, targets, temperature, 50 * rows_at_once, with_entropy_gradient=True
+    )
+    torch.testing.assert_close(actual, expected)
+    (actual[:, :2] * weights).sum().backward()
+    for p, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+def test_entropy_has_no_gradient_unless_asked_for() -> None:
+    hidden, head, targets = case(bias=False)
+    head_statistics(hidden, head.weight, None, targets)[:, 1].sum().backward()
+    assert hidden.grad is not None and hidden.grad.abs().max() == 0
+
+
+def test_statistics_from_logits() -> None:
+    hidden, head, targets = case(bias=True)
+    actual = statistics_from_logits(head(hidden), targets, temperature=0.7, chunk_elements=120)
+    torch.testing.assert_close(actual, plain(hidden, head, targets, 0.7))
+
+
+def test_in_bfloat16_and_under_autocast() -> None:
+    """Within the rounding of the inputs, float32 results; gradients in the types of the parameters."""
+    hidden, head, targets = case(bias=False)
+    exact = plain(hidden, head, targets, 1.0)[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = head_statistics(hidden, head.weight, None, targets)
+    assert cast.dtype == torch.float32
+    torch.testing.assert_close(cast[:, 0], exact, atol=3e-2, rtol=1e-2)
+    cast[:, 0].sum().backward()
+    assert head.weight.grad is not None and head.weight.grad.dtype == torch.float32
+    half_head = head.to(torch.bfloat16)
+    half = head_statistics(hidden.detach().bfloat16(), half_head.weight, None, targets)
+    torch.testing.assert_close(half[:, 0], exact, atol=3e-2, rtol=1e-2)
+    half_head.zero_grad()
+    half[:, 0].sum().backward()
+    assert half_head.weight.grad is not None and half_head.weight.grad.dtype == torch.bfloat16
+
+
+def test_a_target_head_is_the_linear_layer_that_it_was() -> None:
+    hidden, head, targets = case(bias=True)
+    before = head(hidden)
+    adopted = TargetHead.adopt(head)
+    assert adopted is head and isinstance(head, nn.Linear)
+    assert torch.equal(head(hidden), before)
+    index = torch.tensor([3, 0, 22])
+    with head.targeting(index, targets[index]):
+        inside = head(hidden[None])
+    torch.testing.assert_close(inside[0], plain(hidden[index], head, targets[index], 1.0))
+    assert torch.equal(head(hidden), before)
+
+    class Other(nn.Linear):
+        pass
+
+    assert TargetHead.adopt(Other(2, 2)) is None
