@@ -113,6 +113,7 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
     """
 
     method: ClassVar[str]
+    summary: ClassVar[str]
     explicit: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

@@ -94,6 +94,12 @@ def label(name: str, where: str) -> str:
     return f"{where}.{name}" if ": " in where else f"{where}: {name}"
 
 
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a message that names the nearest known name; empty where none is near."""
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that most resembles `name`, if any does."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
@@ -140,8 +146,7 @@ def convert_mapping(cls: type, mapping: Mapping[Any, Any], where: str) -> dict[s
     for key, raw in mapping.items():
         called = label(str(key), where)
         if key not in known:
-            near = nearest(str(key), known)
-            raise UserError(f"{called}: no such key" + (f"; did you mean {near}?" if near else ""))
+            raise UserError(f"{called}: no such key{suggestion(str(key), known)}")
         values[key] = convert(known[key], raw, called)
     return values
 
@@ -226,9 +231,7 @@ def _check_limits(field: dataclasses.Field[Any], value: Any, called: str) -> Non
     choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
     for item in value if isinstance(value, list) else [value]:
         if choices and isinstance(item, str) and item not in choices:
-            near = nearest(item, choices)
-            advice = f"; did you mean {near}?" if near else ""
-            raise UserError(f"{called}: {_show(item)} is not one of {', '.join(choices)}{advice}")
+            raise UserError(f"{called}: {_show(item)} is not one of {', '.join(choices)}{suggestion(item, choices)}")
         if isinstance(item, int | float) and not isinstance(item, bool):
             if low is not None and item < low:
                 raise UserError(f"{called}: {item} is too small; it must be at least {low:g}")

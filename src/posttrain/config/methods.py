@@ -78,6 +78,7 @@ class SFTConfig(SFTFlags, LengthFlags, CommonConfig):
     """Everything that a run of supervised fine-tuning is told."""
 
     method: ClassVar[str] = "sft"
+    summary: ClassVar[str] = "supervised fine-tuning on texts, conversations or prompts with completions"
 
     def problems(self) -> Iterator[str]:
         """The common rules, and those of SFT."""
@@ -91,6 +92,7 @@ class DPOConfig(DPOFlags, LengthFlags, CommonConfig):
     """Everything that a run of direct preference optimisation is told."""
 
     method: ClassVar[str] = "dpo"
+    summary: ClassVar[str] = "direct preference optimisation on pairs of a chosen and a rejected answer"
 
     def problems(self) -> Iterator[str]:
         """The common rules, and those of DPO."""

@@ -99,7 +99,7 @@ class EvaluationFlags:
     prediction_loss_only: bool | None = theirs(False, "Keep no more than the loss in evaluation.")
     include_for_metrics: list[str] | None = theirs([], "What else a metrics function is given.")
     do_train: bool | None = theirs(False, "Accepted without effect: this command trains.")
-    do_eval: bool | None = theirs(False, "Accepted without effect: eval_strategy decides.")
+    do_eval: bool | None = theirs(False, "Evaluate after the last step even where eval_strategy is no.")
 
 
 @dataclass(kw_only=True)
