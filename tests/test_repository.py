@@ -19,10 +19,10 @@ SOURCE = ROOT / "src"
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
     {"cli", "experiment"},
-    {"trainer"},
+    {"training", "trainer"},
     {"methods"},
-    {"data", "losses", "models", "scoring"},
-    {"batch", "attention", "logprobs", "config", "errors"},
+    {"data", "losses", "models", "scoring", "reference"},
+    {"batch", "attention", "logprobs", "config", "cache", "errors"},
 ]
 
 
