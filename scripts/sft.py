@@ -14,7 +14,7 @@ from posttrain.experiment.params import stage_config
 def main() -> int:
     # Load the section: a typo ends here, before torch is imported.
     config, launch = stage_config("sft", sys.argv[1:])
-    # Check the paths, then build model and data, train, save the model, write metrics and curve: posttrain.training.run,
+    # Check the paths; then posttrain.training.run builds data and model, trains, saves, and writes metrics and curve,
     # in this process or in each of those that accelerate_config asks for.
     return train(config, launch, [__file__, *sys.argv[1:]])
 

@@ -97,32 +97,48 @@ def _known_flags(cls: type[CommonConfig]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _split_flags(cls: type[CommonConfig], argv: Sequence[str]) -> dict[str, list[str]]:
-    """The words behind each flag; of a flag given twice the later one counts, as in every shell command."""
+    """The words behind each flag; of a flag given twice the later one counts, as in every shell command.
+
+    A switch that stands as `--no_NAME` keeps that name here.
+    """
     known = _known_flags(cls)
     words: dict[str, list[str]] = {}
     name = ""
     for word in argv:
-        if not word.startswith("--"):
-            if not name:
-                raise UserError(f"{word!r} stands alone; a flag begins with two dashes, such as --learning_rate 1e-5")
+        if word.startswith("--"):
+            typed, has_value, value = word[2:].partition("=")
+            name = typed.replace("-", "_")
+            positive = _switched_off(name, known)
+            if positive is None:
+                _check_names(cls, [name], known, "")
+            for earlier in (positive, name, f"no_{name}"):
+                words.pop(earlier or "", None)
+            words[name] = [value] if has_value else []
+        elif name:
             words[name].append(word)
-            continue
-        typed, has_value, value = word[2:].partition("=")
-        name = typed.replace("-", "_")
-        if name not in known and name.startswith("no_") and name[3:] in known and is_bool(known[name[3:]]):
-            name, has_value, value = name[3:], "=", "" if has_value else "false"
-            if not value:
-                raise UserError(f"--{typed} takes no value; write --{name} true or --{name} false")
-        _check_names(cls, [name], known, "")
-        words[name] = [value] if has_value else []
+        else:
+            raise UserError(f"{word!r} stands alone; a flag begins with two dashes, such as --learning_rate 1e-5")
     return words
+
+
+def _switched_off(name: str, known: Mapping[str, dataclasses.Field[Any]]) -> str | None:
+    """The switch that `no_NAME` switches off, or None where the name is another thing."""
+    positive = name.removeprefix("no_")
+    return positive if name not in known and positive in known and is_bool(known[positive]) else None
 
 
 def _convert_words(cls: type[CommonConfig], words: dict[str, list[str]]) -> dict[str, Any]:
     known = _known_flags(cls)
     values = {}
     for name, given in words.items():
-        field, called = known[name], f"--{name}"
+        called = f"--{name}"
+        positive = _switched_off(name, known)
+        if positive is not None:
+            if given:
+                raise UserError(f"{called} takes no value; write --{positive} true or --{positive} false")
+            values[positive] = False
+            continue
+        field = known[name]
         if not given and not is_bool(field):
             raise UserError(f"{called}: a value is missing ({field.metadata['help']})")
         if len(given) > 1 and not takes_list(field):

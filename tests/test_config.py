@@ -1,0 +1,429 @@
+"""Flags: the names, types and defaults that users know; what parses to what; and every way to be told of a mistake."""
+
+import dataclasses
+import json
+import os
+import types
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from posttrain.config import METHODS, CommonConfig, DPOConfig, SFTConfig, check_paths, from_mapping, parse_command_line
+from posttrain.config.common import DatasetSource
+from posttrain.config.fields import flags_of
+from posttrain.config.renamed import refusal
+from posttrain.config.training import OPTIMIZERS, SCHEDULERS, TrainingFlags
+from posttrain.errors import UserError
+
+NEEDED = ["--model_name_or_path", "org/model", "--dataset_name", "org/rows"]
+THEIR_FIELDS = {field.name: field for field in dataclasses.fields(transformers.TrainingArguments)}
+
+# TRL 1.16.0: name -> default, for what all its methods share and for each method.
+SHARED = {
+    "model_name_or_path": None, "model_revision": "main", "dtype": "float32", "attn_implementation": None,
+    "use_peft": False, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": None,
+    "lora_target_parameters": None, "lora_modules_to_save": None, "lora_task_type": "CAUSAL_LM", "use_rslora": False,
+    "use_dora": False, "load_in_8bit": False, "load_in_4bit": False, "bnb_4bit_quant_type": "nf4",
+    "use_bnb_nested_quant": False, "bnb_4bit_quant_storage": None, "dataset_name": None, "dataset_config": None,
+    "dataset_train_split": "train", "dataset_test_split": "test", "dataset_streaming": False,
+    "ignore_bias_buffers": False, "datasets": [], "streaming": False, "test_split_size": None, "bf16": None,
+    "logging_steps": 10, "model_init_kwargs": None, "trust_remote_code": False, "router_aux_loss_coef": None,
+    "dataset_num_proc": None, "max_length": 1024, "truncation_mode": "keep_start", "padding_free": False,
+    "pad_to_multiple_of": "auto", "activation_offloading": False, "pad_token": None,
+}  # fmt: skip
+OF_METHOD = {
+    "sft": {
+        "learning_rate": 2e-5, "chat_template_path": None, "dataset_text_field": "text", "dataset_kwargs": None,
+        "eos_token": None, "shuffle_dataset": False, "packing": False, "packing_strategy": "bfd", "eval_packing": None,
+        "completion_only_loss": None, "assistant_only_loss": False, "loss_type": "nll",
+    },
+    "dpo": {
+        "learning_rate": 1e-6, "disable_dropout": True, "precompute_ref_log_probs": False,
+        "precompute_ref_batch_size": None, "loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None,
+        "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "label_smoothing": 0.0, "beta": 0.1,
+        "use_weighting": False, "discopop_tau": 0.05, "sync_ref_model": False, "ref_model_mixup_alpha": 0.6,
+        "ref_model_sync_steps": 512,
+    },
+}  # fmt: skip
+REFUSED_ARGUMENTS = {"parallelism_config", "do_predict"}
+# Deliberate: on where there is a GPU, as results do not depend on it.
+OTHER_DEFAULTS = {"gradient_checkpointing": None}
+
+
+def parse(method: str, *words: str) -> CommonConfig:
+    return parse_command_line(method, [*NEEDED, *words])[0]
+
+
+def message(method: str, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(method, *words)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_the_known_ones(method: str) -> None:
+    config = METHODS[method]()
+    expected = SHARED | OF_METHOD[method]
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_every_training_argument_is_a_flag_or_is_refused_with_a_reason() -> None:
+    missing = set(THEIR_FIELDS) - set(flags_of(TrainingFlags))
+    assert missing == REFUSED_ARGUMENTS
+    for name in missing:
+        assert message("sft", f"--{name}", "x") == f"--{name} {refusal(name)}"
+
+
+def test_every_training_flag_exists_in_transformers_with_the_default_that_help_shows() -> None:
+    unknown = set(flags_of(TrainingFlags)) - set(THEIR_FIELDS)
+    assert unknown <= {"activation_checkpointing", "activation_checkpointing_kwargs"}  # new in transformers 5.23
+    for name, field in flags_of(TrainingFlags).items():
+        if "theirs" in field.metadata and name in THEIR_FIELDS:
+            theirs = THEIR_FIELDS[name]
+            default = theirs.default if theirs.default_factory is dataclasses.MISSING else theirs.default_factory()
+            assert field.metadata["theirs"] == default, name
+
+
+def test_choices_are_those_of_transformers() -> None:
+    assert set(SCHEDULERS) == {item.value for item in SchedulerType}
+    assert set(OPTIMIZERS) == {item.value for item in OptimizerNames}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_flags_match_the_reference_list(method: str) -> None:
+    path = Path(__file__).resolve().parents[2] / "shared/reference/trl_flags.json"
+    if not path.is_file():
+        pytest.skip("no reference list beside the repository")
+    reference = json.loads(path.read_text())
+    ours = flags_of(METHODS[method])
+    config = METHODS[method]()
+    for section in ("model", "script", "mixture", method):
+        for name, fact in reference[section].items():
+            assert getattr(config, name) == OTHER_DEFAULTS.get(name, fact["default"]), name
+            if name != "datasets":
+                kind = ours[name].type
+                kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+                text = {"dict" if str(k).startswith("dict") else getattr(k, "__name__", "") for k in kinds}
+                text |= {str(k) for k in kinds}
+                wanted = {word.split("[")[0] if word.startswith("dict") else word for word in fact["type"].split(" | ")}
+                # A mapping may also come as its JSON text, which any reader here takes.
+                assert wanted - {"None", "str"} <= text, (name, wanted, text)
+    refused = set(reference["transformers_training_arguments"]) - set(ours)
+    assert refused == REFUSED_ARGUMENTS
+
+
+def test_only_what_was_set_is_handed_to_transformers() -> None:
+    config = parse("dpo", "--max_steps", "3", "--weight_decay", "0.1", "--beta", "0.2")
+    assert config.explicit == {"model_name_or_path", "dataset_name", "max_steps", "weight_decay", "beta"}
+    assert config.training_arguments() == {
+        "learning_rate": 1e-6, "logging_steps": 10, "output_dir": "trainer_output", "max_steps": 3, "weight_decay": 0.1,
+    }  # fmt: skip
+    assert config.training_arguments(learning_rate=1.0, seed=7)["learning_rate"] == 1.0
+
+
+def test_transformers_takes_the_arguments_without_a_warning(tmp_path: Path) -> None:
+    words = "--gradient_checkpointing --gradient_checkpointing_kwargs use_reentrant=false --report_to none --fp16 false"
+    words += " --lr_scheduler_type cosine --lr_scheduler_kwargs num_cycles=2 --warmup_steps 0.1 --eval_strategy steps"
+    words += " --eval_steps 100 --include_num_input_tokens_seen --debug underflow_overflow --no_remove_unused_columns"
+    config = parse("sft", "--output_dir", str(tmp_path), *words.split())
+    arguments = transformers.TrainingArguments(**config.training_arguments(use_cpu=True))
+    assert arguments.gradient_checkpointing is True
+    assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert arguments.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert (arguments.warmup_steps, arguments.eval_steps, arguments.remove_unused_columns) == (0.1, 100, False)
+
+
+def test_the_two_names_of_gradient_checkpointing_are_one() -> None:
+    config = parse("sft", "--activation_checkpointing", "--activation_checkpointing_kwargs", '{"use_reentrant": true}')
+    assert (config.gradient_checkpointing, config.gradient_checkpointing_kwargs) == (True, {"use_reentrant": True})
+    assert dataclasses.replace(config, gradient_checkpointing=False).gradient_checkpointing is False
+    assert "two names of one thing" in message("sft", "--activation_checkpointing", "--no_gradient_checkpointing")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--learning_rate 2.0e-5", "learning_rate", 2e-5),
+        ("--learning-rate 1e-4", "learning_rate", 1e-4),
+        ("--learning_rate=1", "learning_rate", 1.0),
+        ("--learning_rate 1 --learning_rate 2", "learning_rate", 2.0),
+        ("--max_steps -1", "max_steps", -1),
+        ("--max_length none", "max_length", None),
+        ("--packing", "packing", True),
+        ("--packing --max_length 8", "packing", True),
+        ("--no_packing", "packing", False),
+        ("--no-packing", "packing", False),
+        ("--packing false", "packing", False),
+        ("--packing --no_packing", "packing", False),
+        ("--no_packing --packing", "packing", True),
+        ("--bf16", "bf16", True),
+        ("--bf16 False", "bf16", False),
+        ("--tf32 yes", "tf32", True),
+        ("--tf32 0", "tf32", False),
+        ("--eos_token <|im_end|>", "eos_token", "<|im_end|>"),
+        ("--eos_token=--x", "eos_token", "--x"),
+        ("--eos_token null", "eos_token", None),
+        ("--report_to none", "report_to", "none"),
+        ("--report_to tensorboard wandb", "report_to", ["tensorboard", "wandb"]),
+        ("--lora_target_modules q_proj --use_peft", "lora_target_modules", ["q_proj"]),
+        ('--lora_target_modules ["a","b"] --use_peft', "lora_target_modules", ["a", "b"]),
+        ("--pad_to_multiple_of 8", "pad_to_multiple_of", 8),
+        ("--pad_to_multiple_of auto", "pad_to_multiple_of", "auto"),
+        ("--resume_from_checkpoint", "resume_from_checkpoint", True),
+        ("--resume_from_checkpoint x/checkpoint-3", "resume_from_checkpoint", "x/checkpoint-3"),
+        ("--include_num_input_tokens_seen no", "include_num_input_tokens_seen", "no"),
+        ("--deepspeed ds.json", "deepspeed", "ds.json"),
+        ('--deepspeed {"a":{"b":1}}', "deepspeed", {"a": {"b": 1}}),
+        ("--model_init_kwargs a=1,b=x,c=true,d=1e-4", "model_init_kwargs", {"a": 1, "b": "x", "c": True, "d": 1e-4}),
+        ("--optim_args rank=64,update=2", "optim_args", "rank=64,update=2"),
+    ],
+)
+def test_words_become_values(words: str, name: str, value: object) -> None:
+    parsed = getattr(parse("sft", *words.split()), name)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_several_losses_with_weights() -> None:
+    config = parse("dpo", "--loss_type", "sigmoid", "bco_pair", "sft", "--loss_weights", "0.8", "0.2", "1")
+    assert isinstance(config, DPOConfig)
+    assert (config.loss_type, config.loss_weights) == (["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "expected"),
+    [
+        ("sft", "--num_train_epoch 1", "--num_train_epoch: no such flag; did you mean --num_train_epochs?"),
+        ("sft", "--no_remove_unused_colums", "did you mean --no_remove_unused_columns?"),
+        ("sft", "--qqqq 1", "--qqqq: no such flag; posttrain sft --help lists all"),
+        ("sft", "--beta 1", "--beta is not for sft, but for dpo"),
+        ("dpo", "--max_seq_length 8", "--max_seq_length is now called max_length"),
+        ("dpo", "--rpo_alpha 1", "use --loss_type sigmoid sft --loss_weights 1.0 ALPHA"),
+        ("sft", "--learning_rate fast", "--learning_rate: 'fast' is not a number"),
+        ("sft", "--learning_rate nan", "--learning_rate: 'nan' is not a number"),
+        ("sft", "--max_length 1.5", "--max_length: '1.5' is not a whole number or none"),
+        ("sft", "--max_steps none", "--max_steps: 'none' is not a whole number"),
+        ("sft", "--max_length 0", "--max_length: 0 is too small; it must be at least 1"),
+        ("sft", "--lora_dropout 2 --use_peft", "--lora_dropout: 2.0 is too large; it must be at most 1"),
+        ("sft", "--packing maybe", "--packing: 'maybe' is not true or false"),
+        ("sft", "--no_packing true", "--no_packing takes no value; write --packing true or --packing false"),
+        ("sft", "--no_packing=true", "--no_packing takes no value; write --packing true or --packing false"),
+        ("sft", "--no_max_length", "--no_max_length: no such flag; did you mean --max_length?"),
+        ("sft", "--learning_rate", "--learning_rate: a value is missing"),
+        ("sft", "--learning_rate 1 2", "--learning_rate: takes one value, not 2 (1 2)"),
+        ("sft", "--model_init_kwargs {x", "--model_init_kwargs: '{x' is not JSON"),
+        ("sft", "--model_init_kwargs x", "--model_init_kwargs: 'x' is not a mapping"),
+        ("sft", "--lr_scheduler_type cosin", "'cosin' is not one of linear, cosine, "),
+        ("sft", "--lr_scheduler_type cosin", "did you mean cosine?"),
+        ("sft", "--packing_strategy best", "'best' is not one of bfd, bfd_split, wrapped"),
+        ("sft", "--truncation_mode middle", "'middle' is not one of keep_start, keep_end"),
+        ("dpo", "--loss_type sigmoid kto", "--loss_type: 'kto' is not one of sigmoid, "),
+        ("dpo", "--f_divergence_type js", "--f_divergence_type: 'js' is not one of"),
+        ("dpo", "--loss_weights 1 x", "--loss_weights: ['1', 'x'] is not a list of numbers or none"),
+        ("dpo", "--loss_type exo_pair", "loss_type exo_pair needs label_smoothing above 0, such as 0.001"),
+        ("dpo", "--loss_type robust --label_smoothing 0.5", "loss_type robust needs label_smoothing below 0.5"),
+        ("dpo", "--loss_type sft hinge --loss_weights 1", "loss_weights has 1 numbers for 2 losses"),
+        ("dpo", "--loss_type nca_pair --f_divergence_type forward_kl", "nca_pair takes no f_divergence_type"),
+        ("dpo", "--loss_type aot --use_weighting", "leave one of them out"),
+        ("dpo", "--beta 0", "beta is 0"),
+        ("dpo", "--sync_ref_model --precompute_ref_log_probs", "leave one out"),
+        ("sft", "--lora_r 8 --use_dora", "lora_r, use_dora without use_peft would do nothing; add use_peft"),
+        ("sft", "--load_in_4bit", "add use_peft"),
+        ("sft", "--load_in_4bit --load_in_8bit --use_peft", "load_in_4bit and load_in_8bit exclude each other"),
+        ("sft", "--fp16 --bf16", "fp16 and bf16 exclude each other"),
+        ("sft", "--packing --max_length none", "packing fills rows of max_length tokens"),
+        ("sft", "--load_best_model_at_end", "load_best_model_at_end needs evaluations; set eval_strategy"),
+        ("sft", "--load_best_model_at_end --eval_strategy epoch", "needs save_strategy epoch (as eval"),
+        ("sft", "--load_best_model_at_end --eval_strategy steps --eval_steps 300", "save_steps (500) to be a multiple"),
+        ("sft", "--logging_steps 2.5", "logging_steps is 2.5; it must be a share below 1 or a whole number of steps"),
+        ("sft", "--logging_steps 0", "logging_steps is 0"),
+        ("sft", "--lr_scheduler_type greedy", "follows evaluations; set eval_strategy"),
+        ("sft", "--dataloader_prefetch_factor 2", "needs dataloader_num_workers above 0"),
+        ("sft", "--dataset_streaming", "say how long to train with max_steps"),
+        ("sft", "--test_split_size 1.5", "test_split_size is 1.5"),
+        ("sft", "--label_smoothing_factor 0.1", "label_smoothing_factor is not available"),
+        ("sft", '--datasets [{"path":"a/b"}]', "dataset_name and datasets both name the rows"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(method: str, words: str, expected: str) -> None:
+    assert expected in message(method, *words.split())
+
+
+@pytest.mark.parametrize("name", ["lora_r", "lora_dropout"])
+def test_adapter_settings_may_stand_beside_a_switched_off_adapter(name: str) -> None:
+    assert parse("sft", f"--{name}", "1", "--use_peft", "false").use_peft is False
+
+
+def test_stray_words_and_missing_names() -> None:
+    with pytest.raises(UserError, match="'rows' stands alone; a flag begins with two dashes"):
+        parse_command_line("sft", ["rows"])
+    with pytest.raises(UserError, match="model_name_or_path is missing: a model folder or a hub id"):
+        parse_command_line("sft", ["--dataset_name", "org/rows"])
+    with pytest.raises(UserError, match="dataset_name is missing: a file, a folder or a hub id"):
+        parse_command_line("sft", ["--model_name_or_path", "org/model"])
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_yaml_file_with_flags_on_top(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "sft.yaml",
+        "model_name_or_path: org/model\ndataset_name: org/rows\nlearning_rate: 1e-4\nweight_decay: 1E-2\n"
+        "eval_strategy: no\nrun_name: 2024-01-01\nmax_length: null\npacking: false\nreport_to: trackio\nseed: 010\n"
+        "num_processes: 4\naccelerate_config: zero2\nenv:\n  A_NAME: 1\n  ANOTHER: no\n",
+    )
+    config, launch = parse_command_line("sft", ["--config", file, "--learning_rate", "1.0e-5", "--num_processes", "2"])
+    assert isinstance(config, SFTConfig)
+    assert (config.learning_rate, config.weight_decay, config.eval_strategy) == (1e-5, 0.01, "no")
+    assert (config.run_name, config.max_length, config.report_to, config.seed) == ("2024-01-01", None, "trackio", 10)
+    assert (launch.num_processes, launch.accelerate_config) == (2, "zero2")
+    assert launch.env == {"A_NAME": "1", "ANOTHER": "no"}
+    assert {"learning_rate", "max_length", "packing"} <= config.explicit
+    assert "num_processes" not in config.explicit
+
+
+def test_a_mixture_of_datasets(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "mix.yaml",
+        "model_name_or_path: m\ndatasets:\n- path: a/b\n  fraction: 0.5\n"
+        "- path: c.jsonl\n  columns: [text]\n  fraction: 1\n",
+    )
+    config = parse_command_line("sft", ["--config", file])[0]
+    assert config.datasets == [
+        DatasetSource(path="a/b", fraction=0.5),
+        DatasetSource(path="c.jsonl", columns=["text"], fraction=1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_steps: 1\nseed: 2\nmax_steps: 3\n", "line 3: the key max_steps already stands in line 1"),
+        ("max_steps: [1\n", "line 2: not YAML"),
+        ("max_steps: !!python/object/apply:os.getcwd []\n", "line 1: not YAML"),
+        ("", "the file is empty"),
+        ("- 1\n", "it holds a list"),
+        ("bta: 1\n", ": bta: no such key; did you mean beta?"),
+        ("beta: high\n", ": beta: 'high' is not a number"),
+        ("beta: true\n", ": beta: True is not a number"),
+        ("run_name: 3\n", ": run_name: 3 is not text or none"),
+        ("max_length: 3.0\n", ": max_length: 3.0 is not a whole number or none"),
+        ("max_steps:\n", ": max_steps: None is not a whole number"),
+        ("warmup_ratio: 0.1\n", ": warmup_ratio is not available: use warmup_steps"),
+        ("config: other.yaml\n", ": config: no such key"),
+        ("env: 3\n", ": env: wanted variables and their values"),
+        ("loss_type: exo_pair\n", ": loss_type exo_pair needs label_smoothing above 0"),
+        ("datasets: [{pth: x}]\n", ": datasets[0].pth: no such key; did you mean path?"),
+        ("datasets: [{split: x}]\n", ": datasets[0]: path is missing"),
+        ("datasets: [x]\n", ": datasets[0]: 'x' is not a mapping of path, name, "),
+        ("num_processes: 0\n", ": num_processes: 0 is too small"),
+    ],
+)
+def test_mistakes_in_a_yaml_file_are_named(text: str, expected: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "dpo.yaml", text)
+    assert message("dpo", "--config", file).startswith(file)
+    assert expected in message("dpo", "--config", file)
+
+
+def test_unreadable_yaml_files_are_named(tmp_path: Path) -> None:
+    assert "cannot be read (No such file or directory)" in message("sft", "--config", str(tmp_path / "no.yaml"))
+    (tmp_path / "latin.yaml").write_bytes(b"run_name: caf\xe9\n")
+    assert "not UTF-8 text (byte 13)" in message("sft", "--config", str(tmp_path / "latin.yaml"))
+
+
+def test_a_section_of_params_is_named_in_full() -> None:
+    good = {"model_name_or_path": "m", "dataset_name": "d", "beta": "1e-1"}
+    assert from_mapping("dpo", good, "params.yaml: dpo").beta == 0.1
+    for mapping, expected in [
+        ({"bta": 1}, "params.yaml: dpo.bta: no such key; did you mean beta?"),
+        ({"beta": "x"}, "params.yaml: dpo.beta: 'x' is not a number"),
+        ({"loss_type": ["robust"], "label_smoothing": 0.7}, "params.yaml: dpo: loss_type robust needs label_smoothing"),
+        ({"num_processes": 2}, "params.yaml: dpo.num_processes: no such key"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            from_mapping("dpo", good | mapping, "params.yaml: dpo")
+        assert str(caught.value).startswith(expected)
+
+
+def test_the_flags_can_be_written_to_a_file_without_secrets() -> None:
+    config = parse("sft", "--hub_token", "hf_secret", "--max_steps", "5")
+    mapping = config.to_mapping()
+    assert "hf_secret" not in yaml.safe_dump(mapping)
+    again = from_mapping("sft", {name: value for name, value in mapping.items() if value is not None}, "run.yaml")
+    assert again.to_mapping() == mapping
+
+
+def model_folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_text("")
+    return path
+
+
+def config_with(tmp_path: Path, **values: object) -> CommonConfig:
+    base = {"model_name_or_path": "org/model", "dataset_name": "org/rows", "output_dir": str(tmp_path / "out")}
+    return DPOConfig(**(base | values))
+
+
+def test_good_paths_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model")
+    rows = write(tmp_path / "rows.jsonl", "{}")
+    before = sorted(tmp_path.rglob("*"))
+    check_paths(
+        config_with(
+            tmp_path,
+            model_name_or_path=str(model),
+            dataset_name=rows,
+            metrics_file=str(tmp_path / "metrics/dpo.json"),
+            work_dir=str(tmp_path / "work/a"),
+            cache_dir=str(tmp_path / "cache"),
+        )
+    )
+    check_paths(config_with(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"model_name_or_path": "{tmp}/modle"}, "_path: {tmp}/modle does not exist; did you mean {tmp}/model?"),
+        ({"model_name_or_path": "{tmp}/weightless"}, "{tmp}/weightless holds no weights"),
+        ({"ref_model_name_or_path": "{tmp}/empty"}, "ref_model_name_or_path: {tmp}/empty has no config.json"),
+        ({"model_name_or_path": "{tmp}/file"}, "{tmp}/file is a file; name the folder that holds the model"),
+        ({"dataset_name": "train.jsonl"}, "dataset_name: train.jsonl does not exist; wanted a file or folder of rows"),
+        ({"dataset_name": "{tmp}/rows.json"}, "{tmp}/rows.json does not exist; did you mean {tmp}/rows.jsonl?"),
+        ({"dataset_name": None, "datasets": [DatasetSource(path="./x")]}, "datasets[0].path: ./x does not exist"),
+        ({"chat_template_path": "chat.jinja"}, "chat_template_path: chat.jinja does not exist"),
+        ({"resume_from_checkpoint": "{tmp}/out/checkpoint-1"}, "_checkpoint: {tmp}/out/checkpoint-1 does not"),
+        ({"output_dir": "{tmp}/file/out"}, "{tmp}/file is not a folder, so {tmp}/file/out cannot"),
+        ({"metrics_file": "{tmp}/empty"}, "metrics_file: {tmp}/empty is a folder; name a file in it"),
+        ({"plots_file": "{tmp}/file/a.csv"}, "plots_file: {tmp}/file is not a folder"),
+    ],
+)  # fmt: skip
+def test_bad_paths_are_named(values: dict, expected: str, tmp_path: Path) -> None:
+    model_folder(tmp_path / "model")
+    (model_folder(tmp_path / "weightless") / "model.safetensors").unlink()
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "rows.jsonl", "{}")
+    write(tmp_path / "file", "")
+    filled = {key: value.format(tmp=tmp_path) if isinstance(value, str) else value for key, value in values.items()}
+    with pytest.raises(UserError) as caught:
+        check_paths(config_with(tmp_path, **filled))
+    assert expected.format(tmp=tmp_path) in str(caught.value)
+
+
+def test_a_folder_that_refuses_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir()
+    locked = tmp_path / "locked"
+    locked.chmod(0o555)
+    if os.access(locked, os.W_OK):  # root may write anywhere but here
+        locked = Path("/proc/self")
+    with pytest.raises(UserError, match=f"output_dir: {locked} is not writable .*; name another place"):
+        check_paths(config_with(tmp_path, output_dir=str(locked / "out")))
