@@ -1,0 +1,167 @@
+"""A whole data set, tokenised into a folder of the cache, and what is to be said about it."""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.data import store
+from posttrain.data.arrange import Documents, arrange, packed_batches
+from posttrain.data.formats import parse_preference, parse_sft
+from posttrain.data.preference import tokenise_preference
+from posttrain.data.problems import Problems, RowError
+from posttrain.data.readers import Row
+from posttrain.data.sft import tokenise_sft
+from posttrain.data.sources import Source
+from posttrain.data.tokenised import Options, Tokenised
+from posttrain.errors import UserError
+
+Columns = dict[str, list[Any]]
+
+_TOKENISE: dict[str, Callable[[Any, Sequence[Row], Options, int], Tokenised]] = {
+    "sft": tokenise_sft,
+    "preference": tokenise_preference,
+}
+_SCHEMA = {"sft": store.DOCUMENTS, "preference": store.PAIRS}
+_IDS_AND_MASK = {
+    "sft": (("input_ids", "loss_mask"),),
+    "preference": (("chosen_ids", "chosen_mask"), ("rejected_ids", "rejected_mask")),
+}
+_DROPPED = {
+    "rows_dropped_no_target": "no token to train on",
+    "rows_dropped_prompt_too_long": "--max_length {max_length} leaves no token to train on",
+}
+_ROWS_AT_ONCE = 1024
+_SECONDS_BEFORE_BAR = 3.0
+_PLACES_SHOWN = 3
+
+
+@dataclass
+class _Totals:
+    """What is known of a data set when its last batch has been tokenised."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    last_trained: Counter[int] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
+
+    def add(self, batch: Tokenised) -> None:
+        self.counts.update(batch.counts)
+        self.last_trained.update(batch.last_trained)
+        for name, places in batch.dropped.items():
+            shown = self.dropped.setdefault(name, [])
+            shown += places[: _PLACES_SHOWN - len(shown)]
+
+
+def build(folder: Path, source: Source, tokenizer: Any, kind: str, options: Options) -> None:
+    """Fill a folder of the cache."""
+    totals = _Totals()
+    batches = _tokenised_batches(source, tokenizer, kind, options, totals)
+    rows = folder / store.ROWS
+    if options.packing is None and options.shuffle_seed is None:
+        store.write_rows(rows, _SCHEMA[kind], _counted(batches, kind, tokenizer.eos_token_id, totals.counts))
+    else:
+        in_order = folder / "documents.arrow"
+        store.write_rows(in_order, _SCHEMA[kind], batches)
+        documents = Documents.open(in_order)
+        order = list(range(len(documents.lengths)))
+        if options.shuffle_seed is not None:
+            order = np.random.default_rng(options.shuffle_seed).permutation(len(order)).tolist()
+        packed = packed_batches(documents, arrange(documents, options.packing, options.max_length, order))
+        schema = _SCHEMA[kind] if options.packing is None else store.PACKED
+        store.write_rows(rows, schema, _counted(packed, kind, tokenizer.eos_token_id, totals.counts))
+        totals.counts["tokens_left_out"] = sum(documents.lengths) - totals.counts["tokens"]
+        in_order.unlink()
+    _check_something_left(totals, source, options)
+    store.write_about(
+        folder, {"counts": dict(sorted(totals.counts.items())), "notes": _notes(totals, tokenizer, options)}
+    )
+
+
+def _tokenised_batches(
+    source: Source, tokenizer: Any, kind: str, options: Options, totals: _Totals
+) -> Iterator[Columns]:
+    from tqdm import tqdm
+
+    for name in ("rows_truncated", "tokens_truncated", *_DROPPED):
+        totals.counts[name] = 0
+    bar = tqdm(
+        source.rows(),
+        desc=f"Tokenising {source.name}",
+        unit=" rows",
+        delay=_SECONDS_BEFORE_BAR,
+        disable=None if is_first_process() else True,
+    )
+    rows = iter(bar)
+    while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        first_row = totals.counts["rows_read"]
+        totals.counts["rows_read"] += len(batch)
+        if totals.problems:  # the rest is only looked through
+            check_rows(batch, kind, options, totals.problems)
+            continue
+        result = _TOKENISE[kind](tokenizer, batch, options, first_row)
+        totals.problems.update(result.problems)
+        totals.add(result)
+        if result.columns and not totals.problems:
+            yield result.columns
+    totals.problems.raise_if_any(source.name, f"{totals.counts['rows_read']:,} rows")
+
+
+def _counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[str]) -> Iterator[Columns]:
+    """Passes batches on, and counts what training will see."""
+    for columns in batches:
+        counts["rows"] += len(next(iter(columns.values())))
+        counts["tokens"] += sum(map(len, columns.get("prompt_ids", ())))
+        for ids_name, mask_name in _IDS_AND_MASK[kind]:
+            ids, mask = np.concatenate(columns[ids_name]), np.concatenate(columns[mask_name]) != 0
+            counts["tokens"] += len(ids)
+            counts["targets"] += int(mask.sum())
+            counts["eos_targets"] += int((ids[mask] == eos).sum())
+        yield columns
+
+
+def _check_something_left(totals: _Totals, source: Source, options: Options) -> None:
+    if totals.counts["rows"]:
+        return
+    reasons = [
+        f"{totals.counts[name]:,} rows: {_DROPPED[name].format(max_length=options.max_length)} ({', '.join(places)})"
+        for name, places in totals.dropped.items()
+    ]
+    raise UserError(f"{source.name}: no row is left to train on; {'; '.join(reasons)}")
+
+
+def _notes(totals: _Totals, tokenizer: Any, options: Options) -> list[str]:
+    notes = []
+    for name, places in totals.dropped.items():
+        count, reason = totals.counts[name], _DROPPED[name].format(max_length=options.max_length)
+        notes.append(f"{count:,} of {totals.counts['rows_read']:,} rows dropped, {reason} (first: {', '.join(places)})")
+    if not totals.counts["eos_targets"]:
+        note = f"the EOS token {tokenizer.eos_token!r} is never trained on, so the model will not learn to stop"
+        last = totals.last_trained.most_common(1)[0][0]
+        special = tokenizer.added_tokens_decoder.get(last)
+        if special is not None and special.special:
+            note += f"; rows end with {special.content!r}: --eos_token {special.content!r}"
+        notes.append(note)
+    return notes
+
+
+def check_rows(rows: Iterable[Row], kind: str, options: Options, problems: Problems) -> None:
+    """Look whether rows have one of the formats of their kind; what has not goes to `problems`."""
+    for row in rows:
+        try:
+            if kind == "sft":
+                parse_sft(row.columns, options.text_field)
+            else:
+                parse_preference(row.columns)
+        except RowError as error:
+            problems.add(row.place, error)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of its machine that speaks to the user."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

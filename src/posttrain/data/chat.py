@@ -1,0 +1,203 @@
+"""Conversations to text through the tokenizer's chat template, and where in that text the assistant speaks.
+
+Where a template marks the assistant's part with {% generation %}, the marks count. Where it does not, the boundaries of
+messages are found from the template's own behaviour, so every template will do:
+
+1. By prefixes. The conversation up to an assistant's message, with the generation prompt, is a prefix of the whole; so
+   is the conversation through that message. What lies between is the assistant's.
+2. By probes, where the prefixes do not hold (a template that drops the reasoning of earlier turns, or that closes every
+   text with an end token). The message is replaced by two probe words in turn. What both renderings share before and
+   after the probe is what surrounds the message in the whole text.
+
+In both cases the end-of-turn token belongs to the assistant, white space after it does not: a model that has ended its
+turn does not write it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2.exceptions import TemplateSyntaxError
+
+from posttrain.data.formats import Message
+from posttrain.data.prefix import common_prefix_length, common_suffix_length
+from posttrain.data.problems import RowError
+from posttrain.errors import UserError
+
+Span = tuple[int, int]  # from, to: characters of a rendered conversation
+Render = Callable[[list[Message], bool], str]  # messages, with the generation prompt?
+
+_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBES = ("Qwertz", "Bvlyxh")  # no letter in common at the beginning, nor at the end
+
+
+def render(
+    tokenizer: Any,
+    messages: list[Message],
+    tools: list[Any] | None,
+    template_kwargs: Mapping[str, Any],
+    add_generation_prompt: bool = False,
+) -> str:
+    """A conversation as text; nothing where there are no messages.
+
+    Raises:
+        RowError: the template refuses it.
+        UserError: the template itself is broken.
+    """
+    if not messages:
+        return ""
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **template_kwargs
+        )
+    except TemplateSyntaxError as error:
+        raise UserError(f"chat template line {error.lineno}: {error.message} (--chat_template_path)") from error
+    except Exception as error:  # a template is a program of its own: it may raise anything
+        raise RowError(
+            "the chat template cannot render it", f"{error or type(error).__name__}; change the row or the template"
+        ) from error
+
+
+def render_with_spans(
+    tokenizer: Any, messages: list[Message], tools: list[Any] | None, template_kwargs: Mapping[str, Any]
+) -> tuple[str, list[Span]]:
+    """A conversation as text, and the stretches of it that the assistant writes, end-of-turn token included.
+
+    Raises:
+        RowError: the template refuses the conversation, or hides where a message begins and ends.
+    """
+    if has_markers(tokenizer.get_chat_template(None, tools)):
+        return _render_marked(tokenizer, messages, tools, template_kwargs)
+
+    def own_render(messages: list[Message], add_generation_prompt: bool) -> str:
+        return render(tokenizer, messages, tools, template_kwargs, add_generation_prompt)
+
+    special_tokens = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return assistant_spans(own_render, messages, special_tokens)
+
+
+def has_markers(template: str) -> bool:
+    """Whether a chat template marks the assistant's part with {% generation %}."""
+    return _MARKER.search(template) is not None
+
+
+def _render_marked(
+    tokenizer: Any, messages: list[Message], tools: list[Any] | None, template_kwargs: Mapping[str, Any]
+) -> tuple[str, list[Span]]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    text = render(tokenizer, messages, tools, template_kwargs)  # reports what the template refuses
+    rendered, spans = render_jinja_template(
+        [messages],
+        tools=tools,
+        chat_template=tokenizer.get_chat_template(None, tools),
+        return_assistant_tokens_mask=True,
+        **{**tokenizer.special_tokens_map, **template_kwargs},
+    )
+    assert rendered[0] == text
+    return text, [tuple(span) for span in spans[0]]
+
+
+def assistant_spans(render: Render, messages: list[Message], special_tokens: tuple[str, ...]) -> tuple[str, list[Span]]:
+    """The same from the boundaries of messages, for a template without markers.
+
+    Args:
+        render: the template.
+        messages: the whole conversation.
+        special_tokens: texts of the tokenizer's special tokens, among them those that end a turn.
+
+    Raises:
+        RowError: the template hides where a message begins and ends.
+    """
+    whole = render(messages, False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        span = _span_by_prefixes(render, messages, index, whole)
+        if span is None:
+            span = _span_by_probes(render, messages, index, whole, special_tokens)
+        if span is None:
+            raise RowError(
+                "the chat template hides where the assistant's part is",
+                f"message {index} cannot be found in the rendered text, so assistant_only_loss has nothing to go by; "
+                "put {% generation %} and {% endgeneration %} around the assistant's part of the template "
+                "(--chat_template_path), or train on prompt and completion",
+            )
+        spans.append(_without_space_after_end(whole, span, special_tokens))
+    return whole, spans
+
+
+def _try(render: Render, messages: list[Message], add_generation_prompt: bool) -> str | None:
+    """Templates may refuse a part of a conversation: None then."""
+    try:
+        return render(messages, add_generation_prompt)
+    except RowError:
+        return None
+
+
+def _span_by_prefixes(render: Render, messages: list[Message], index: int, whole: str) -> Span | None:
+    if index == 0:
+        return None  # nothing can be rendered before it
+    through = whole if index == len(messages) - 1 else _try(render, messages[: index + 1], False)
+    opened = _try(render, messages[:index], True)
+    if through is None or opened is None or not whole.startswith(through):
+        return None
+    start = common_prefix_length(opened, whole)
+    if start < len(opened):
+        # The generation prompt says more than the whole text has there, such as an opening <think>.
+        before = _try(render, messages[:index], False)
+        if before is None or not whole.startswith(before) or start <= len(before):
+            return None
+    return start, len(through)
+
+
+def _span_by_probes(
+    render: Render, messages: list[Message], index: int, whole: str, special_tokens: tuple[str, ...]
+) -> Span | None:
+    probes = [{"role": "assistant", "content": word} for word in _PROBES]
+    first, second = (_try(render, [*messages[:index], probe, *messages[index + 1 :]], False) for probe in probes)
+    if first is None or second is None:
+        return None
+    head = first[: common_prefix_length(first, second)]
+    tail = first[len(first) - common_suffix_length(first, second) :]
+    if (head + _PROBES[0] + tail, head + _PROBES[1] + tail) != (first, second) or not whole.endswith(tail):
+        return None
+    start, stop = common_prefix_length(head, whole), len(whole) - len(tail)
+    if start > stop:
+        return None
+    start = _after_generation_prompt(render, messages[:index], whole, start, special_tokens)
+    closed = _try(render, [*messages[:index], probes[0]], False)
+    if closed is not None and _PROBES[0] in closed:
+        ending = closed.rpartition(_PROBES[0])[2]
+        stop += _shared_ending(ending, whole[stop:], special_tokens)
+    return start, stop
+
+
+def _after_generation_prompt(
+    render: Render, before: list[Message], whole: str, start: int, special_tokens: tuple[str, ...]
+) -> int:
+    """Moves the start back over what the template itself puts between the generation prompt and the message, such as an
+    empty reasoning block: the model has to write that too."""
+    opened, closed = _try(render, before, True), _try(render, before, False)
+    if opened is None or closed is None:
+        return start
+    generation_prompt = opened[common_prefix_length(opened, closed) :]
+    position = whole.rfind(generation_prompt, 0, start) if generation_prompt else -1
+    end = position + len(generation_prompt)
+    if position < 0 or end > start or any(token in whole[end:start] for token in special_tokens):
+        return start
+    return end
+
+
+def _shared_ending(ending: str, following: str, special_tokens: tuple[str, ...]) -> int:
+    """How much of `following` ends the turn: what it shares with `ending`, through the last special token in that."""
+    shared = ending[: common_prefix_length(ending, following)]
+    last = max((shared.rfind(token) + len(token) for token in special_tokens if token in shared), default=0)
+    return len(shared) if shared == ending and not last else last
+
+
+def _without_space_after_end(text: str, span: Span, special_tokens: tuple[str, ...]) -> Span:
+    start, stop = span
+    trimmed = text[start:stop].rstrip()
+    return (start, start + len(trimmed)) if trimmed.endswith(special_tokens) else span

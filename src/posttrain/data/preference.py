@@ -1,0 +1,75 @@
+"""Preference rows: a shared beginning, and two sequences that continue it.
+
+Both completions start where the tokens of the prompt part from those of prompt + completion, at the earlier place of
+the two, so that both log-probs are of the same text given the same tokens. `max_length` cuts each of the two sequences.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from posttrain.data.encode import Encoding, Text, encode_texts, texts_of
+from posttrain.data.formats import Example, parse_preference
+from posttrain.data.prefix import common_prefix_length
+from posttrain.data.problems import RowError
+from posttrain.data.readers import Row
+from posttrain.data.tokenised import Options, Tokenised
+
+
+def tokenise_preference(tokenizer: Any, rows: Sequence[Row], options: Options, first_row: int) -> Tokenised:
+    """Tokenise a batch of rows into the columns prompt_ids (int32; what both sequences share, before any target),
+    chosen_ids, chosen_mask, rejected_ids, rejected_mask (int32 and int8: the rest of each, 1 = trained on), row (int64,
+    index in the data set) and margin (float32, may be null).
+
+    Args:
+        tokenizer: of the model.
+        rows: at most a few thousand.
+        options: what to make of them.
+        first_row: index of the first one in the data set.
+
+    Returns:
+        The tokens; or, for rows that cannot be used, the reasons.
+    """
+    result = Tokenised()
+    examples: list[Example] = []
+    texts: list[Text] = []
+    for row in rows:
+        try:
+            example = parse_preference(row.columns)
+            texts += texts_of(tokenizer, example)
+            examples.append(example)
+        except RowError as error:
+            result.problems.add(row.place, error)
+    if result.problems:
+        return result
+    encodings = encode_texts(tokenizer, texts)
+    for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        _add(result, row.place, encodings[3 * index : 3 * index + 3], first_row + index, example.margin, options)
+    return result
+
+
+def _add(
+    result: Tokenised, place: str, encodings: Sequence[Encoding], index: int, margin: float | None, options: Options
+) -> None:
+    prompt, *wholes = (encoding.ids for encoding in encodings)
+    prompt_length = min(common_prefix_length(prompt, whole) for whole in wholes)
+    if options.max_length is not None and prompt_length >= options.max_length and not options.keep_end:
+        result.drop("rows_dropped_prompt_too_long", place)
+        return
+    cuts = [options.kept(len(whole)) for whole in wholes]
+    kept = [whole[cut] for whole, cut in zip(wholes, cuts, strict=True)]
+    starts = [max(1, prompt_length - cut.start) for cut in cuts]  # from 1: nothing predicts the first token
+    if any(start >= len(ids) for start, ids in zip(starts, kept, strict=True)):
+        result.drop("rows_dropped_no_target", place)
+        return
+    shared = min(max(0, prompt_length - cut.start) for cut in cuts)
+    if cuts[0].start != cuts[1].start:  # cut at the front, by different amounts: what is left need not agree
+        shared = min(shared, common_prefix_length(*kept))
+    values: dict[str, Any] = {"prompt_ids": np.asarray(kept[0][:shared], dtype=np.int32)}
+    for name, ids, start in zip(("chosen", "rejected"), kept, starts, strict=True):
+        values[f"{name}_ids"] = np.asarray(ids[shared:], dtype=np.int32)
+        values[f"{name}_mask"] = (np.arange(shared, len(ids)) >= start).astype(np.int8)
+        result.last_trained[ids[-1]] += 1
+    result.append(**values, row=index, margin=margin)
+    result.count_truncated(sum(map(len, wholes)) - sum(map(len, kept)))

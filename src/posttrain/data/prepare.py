@@ -1,0 +1,149 @@
+"""From the flags to rows of tokens, checked and cached: what the trainer asks for.
+
+Every row is read, understood and checked before training. Mistakes are collected over the whole data set and reported
+at once; what is dropped or cut is counted. The result depends on the data's bytes, the tokenizer and the flags, and is
+kept under the hash of those.
+"""
+
+import itertools
+import json
+import logging
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.cache import cache_root
+from posttrain.config import CommonConfig
+from posttrain.data import store
+from posttrain.data.build import build, check_rows, is_first_process
+from posttrain.data.problems import Problems
+from posttrain.data.sources import combined_digest, files_digest
+from posttrain.data.splits import DEFAULT_SEED, Role, open_source
+from posttrain.data.tokenised import Options
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_ROWS_CHECKED_EARLY = 1000
+
+
+@dataclass
+class PreparedData:
+    """What training needs of a split.
+
+    Args:
+        dataset: rows of tokens, mapped into memory. SFT: input_ids (int32), loss_mask (int8, 1 = trained on, never for
+            a first token), and when packed lengths (int32, the segments). Preferences: prompt_ids, chosen_ids,
+            chosen_mask, rejected_ids, rejected_mask, row (index in the data set) and margin (may be null).
+        counts: rows_read, rows, tokens, targets (tokens trained on), eos_targets, rows_truncated, tokens_truncated,
+            rows_dropped_no_target, rows_dropped_prompt_too_long, tokens_left_out (in packing, without a target).
+    """
+
+    dataset: "Dataset"
+    counts: dict[str, int]
+
+
+def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: str, split: str) -> PreparedData | None:
+    """Rows of a split, tokenised, checked and cached. Several processes may call it at once.
+
+    Args:
+        config: of the run.
+        tokenizer: from load_tokenizer.
+        kind: "sft" or "preference".
+        split: `config.dataset_train_split` or `config.dataset_test_split`.
+
+    Returns:
+        The rows, or None where there is nothing to test on.
+
+    Raises:
+        UserError: data that cannot be used, with its place and the way out.
+    """
+    role = _role(config, split)
+    source = open_source(config, role)
+    if source is None:
+        return None
+    options = _options(config, kind, role)
+    if options.assistant_only and not tokenizer.is_fast:
+        raise UserError("--assistant_only_loss needs a fast tokenizer, which knows where in the text a token stands")
+    key = combined_digest(kind, asdict(options), tokenizer_digest(tokenizer), source.digest(), _code_digest())[:32]
+    fill = partial(build, source=source, tokenizer=tokenizer, kind=kind, options=options)
+    folder = store.cached_folder(cache_root(config.cache_dir) / "tokenised", key, fill)
+    about = store.read_about(folder)
+    if is_first_process():
+        logger.info("%s: %s", source.name, ", ".join(f"{name} {count:,}" for name, count in about["counts"].items()))
+        for note in about["notes"]:
+            logger.warning("%s: %s", source.name, note)
+    return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"])
+
+
+def check(config: CommonConfig, kind: str) -> None:
+    """Look for mistakes at the beginning of the data, without a tokenizer: quick, to be done before heavy imports.
+
+    Args:
+        config: of the run.
+        kind: "sft" or "preference".
+
+    Raises:
+        UserError: a file or split is missing or cannot be read, or one of the first rows cannot be used.
+    """
+    roles: tuple[Role, ...] = ("train",) if config.eval_strategy in (None, "no") else ("train", "test")
+    for role in roles:
+        source = open_source(config, role)
+        if source is not None:
+            rows = list(itertools.islice(source.rows(), _ROWS_CHECKED_EARLY))
+            problems = Problems()
+            check_rows(rows, kind, _options(config, kind, role), problems)
+            problems.raise_if_any(source.name, f"the first {len(rows):,} rows")
+
+
+def _role(config: CommonConfig, split: str) -> Role:
+    train, test = config.dataset_train_split, config.dataset_test_split
+    assert split in (train, test)
+    if train == test and config.test_split_size is not None:
+        raise UserError(
+            f"dataset_train_split and dataset_test_split are both {train!r}, and test_split_size divides it; "
+            "give --dataset_test_split another name"
+        )
+    return "train" if split == train else "test"
+
+
+def _options(config: Any, kind: str, role: Role) -> Options:
+    options = {"max_length": config.max_length, "keep_end": config.truncation_mode == "keep_end"}
+    if kind != "sft":
+        return Options(**options)
+    packing = config.packing if role == "train" or config.eval_packing is None else config.eval_packing
+    if packing and config.max_length is None:
+        raise UserError("--packing fills rows of max_length tokens; give --max_length a number")
+    seed = DEFAULT_SEED if config.seed is None else config.seed
+    return Options(
+        **options,
+        text_field=config.dataset_text_field,
+        completion_only=config.completion_only_loss,
+        assistant_only=config.assistant_only_loss,
+        packing=config.packing_strategy if packing else None,
+        shuffle_seed=seed if config.shuffle_dataset else None,
+    )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Changes with whatever decides how a tokenizer turns texts and conversations into tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        inner: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        backend.no_truncation()  # left over from earlier calls, they would change the hash
+        backend.no_padding()
+        inner = backend.to_str()
+    templates = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return combined_digest(type(tokenizer).__name__, inner, templates, sorted(tokenizer.special_tokens_map.items()))
+
+
+def _code_digest() -> str:
+    libraries = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
+    return combined_digest(libraries, files_digest(sorted(Path(__file__).parent.glob("*.py"))))

@@ -1,0 +1,185 @@
+"""Where rows come from: files, tables of the `datasets` library, mixtures of both, and a part held out for testing."""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from posttrain.data.readers import Row, read_rows
+from posttrain.errors import UserError
+
+_TABLE_BATCH = 1024  # rows decoded at a time
+
+
+class Source(Protocol):
+    """A data set that can be read again and again, always in the same order."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it, for messages."""
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in order."""
+
+    def digest(self) -> str:
+        """Changes when the rows do; the same for the same bytes."""
+
+
+def combined_digest(*parts: object) -> str:
+    """SHA-256 of the parts' representations, in hexadecimal."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def files_digest(paths: list[Path] | tuple[Path, ...]) -> str:
+    """SHA-256 over the contents of files, in hexadecimal."""
+    digests = []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return combined_digest(*digests)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Local files, one after the other."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(str(path) for path in self.paths)
+
+    def rows(self) -> Iterator[Row]:
+        return itertools.chain.from_iterable(read_rows(path) for path in self.paths)
+
+    def digest(self) -> str:
+        return combined_digest([path.suffixes for path in self.paths], files_digest(self.paths))
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """A `datasets.Dataset`, from the hub or from save_to_disk."""
+
+    name: str
+    table: Any
+    fingerprint: str
+
+    def rows(self) -> Iterator[Row]:
+        if len(self.table) == 0:
+            raise UserError(f"{self.name}: the data set is empty; it needs at least one row")
+        number = 0
+        for batch in self.table.with_format("arrow").iter(_TABLE_BATCH):
+            for columns in batch.to_pylist():
+                number += 1
+                yield Row(f"{self.name} row {number}", columns)
+
+    def digest(self) -> str:
+        return self.fingerprint
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of a mixture.
+
+    Args:
+        source: its rows.
+        columns: the columns to keep; None keeps all.
+        fraction: its share of the mixture, relative to the others'; None takes all of its rows.
+    """
+
+    source: Source
+    columns: tuple[str, ...] | None = None
+    fraction: float | None = None
+
+    def rows(self) -> Iterator[Row]:
+        for row in self.source.rows():
+            if self.columns is None:
+                yield row
+                continue
+            missing = [column for column in self.columns if column not in row.columns]
+            if missing:
+                raise UserError(
+                    f"{row.place}: no column {', '.join(map(repr, missing))}, which `datasets: columns` asks for; "
+                    f"found {', '.join(row.columns)}"
+                )
+            yield Row(row.place, {column: row.columns[column] for column in self.columns})
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources one after the other. With fractions, the first rows of each, so many that the shares are right
+    and none is read twice."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(part.source.name for part in self.parts)
+
+    def rows(self) -> Iterator[Row]:
+        for part, limit in zip(self.parts, self._limits(), strict=True):
+            yield from itertools.islice(part.rows(), limit)
+
+    def digest(self) -> str:
+        return combined_digest([(part.source.digest(), part.columns, part.fraction) for part in self.parts])
+
+    def _limits(self) -> list[int | None]:
+        fractions = [part.fraction for part in self.parts if part.fraction is not None]
+        if not fractions:
+            return [None] * len(self.parts)
+        shares = [fraction / sum(fractions) for fraction in fractions]
+        counts = [count_rows(part.source) for part in self.parts]
+        total = min(count / share for count, share in zip(counts, shares, strict=True))
+        return [round(share * total) for share in shares]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A random part of a source, or all but that part. The same seed gives the same parts in every process.
+
+    Args:
+        source: what is divided.
+        size: rows to hold out if 1 or more, a fraction of the rows if below 1.
+        seed: decides which.
+        held_out: True for the part held out, False for the rest.
+    """
+
+    source: Source
+    size: float
+    seed: int
+    held_out: bool
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def rows(self) -> Iterator[Row]:
+        import numpy as np
+
+        total = count_rows(self.source)
+        wanted = int(self.size) if self.size >= 1 else math.ceil(self.size * total)
+        if not 0 < wanted < total:
+            lost = "test" if wanted <= 0 else "train"
+            raise UserError(
+                f"--test_split_size {self.size:g} leaves nothing to {lost} on: {self.name} has {total} rows; "
+                "give a fraction between 0 and 1, or a smaller number of rows"
+            )
+        chosen = np.zeros(total, dtype=bool)
+        chosen[np.random.default_rng(self.seed).permutation(total)[:wanted]] = True
+        for row, is_held_out in zip(self.source.rows(), chosen, strict=True):
+            if is_held_out == self.held_out:
+                yield row
+
+    def digest(self) -> str:
+        return combined_digest(self.source.digest(), self.size, self.seed, self.held_out)
+
+
+def count_rows(source: Source) -> int:
+    """How many rows a source has; reads it through."""
+    return sum(1 for _ in source.rows())

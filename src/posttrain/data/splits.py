@@ -1,0 +1,223 @@
+"""From the flags to a source: `dataset_name` (a file, a folder or a hub id) or a `datasets:` mixture, and the split."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from posttrain.config import CommonConfig, DatasetSource
+from posttrain.data.readers import SUFFIXES, known_suffix
+from posttrain.data.sources import (
+    FileSource,
+    HeldOut,
+    Mixture,
+    Part,
+    Source,
+    TableSource,
+    combined_digest,
+    files_digest,
+)
+from posttrain.errors import UserError
+
+Role = Literal["train", "test"]
+DEFAULT_SEED = 42  # transformers' own
+_GENERIC_BUILDERS = ("json", "csv", "parquet")
+
+
+def open_source(config: CommonConfig, role: Role) -> Source | None:
+    """Find the rows that the flags ask for.
+
+    Args:
+        config: with dataset_name, dataset_config, dataset_train_split, dataset_test_split, datasets, test_split_size
+            and seed.
+        role: "train", or "test" for what is evaluated on. The names of the splits are the flags'. A test split that
+            carries its default name and is not there is looked for as "validation". `test_split_size` holds a part of
+            the training split out and takes precedence over a test split.
+
+    Returns:
+        The source, or None where there is nothing to test on.
+
+    Raises:
+        UserError: no such file, folder, split or hub id; an unknown key in a mixture.
+    """
+    size = config.test_split_size
+    wanted = _wanted_split(config, role if size is None else "train")
+    source: Source | None
+    if config.datasets:
+        source = _open_mixture(config.datasets) if wanted.role == "train" else None
+    elif config.dataset_name:
+        source = open_named(config.dataset_name, config.dataset_config, wanted)
+    else:
+        raise UserError("no data: give --dataset_name (a file, a folder or a hub id) or a `datasets:` mixture")
+    if source is None or size is None:
+        return source
+    seed = DEFAULT_SEED if config.seed is None else config.seed
+    return HeldOut(source, size, seed, held_out=role == "test")
+
+
+class WantedSplit(NamedTuple):
+    """Which split is looked for.
+
+    Args:
+        name: "train", "test", or what the flags say.
+        role: what it is for. A file, and a single data set saved to disk, are for training whatever the name.
+        required: True = a missing one is an error. False = "validation" is tried, and none is fine.
+    """
+
+    name: str
+    role: Role = "train"
+    required: bool = True
+
+
+def _wanted_split(config: CommonConfig, role: Role) -> WantedSplit:
+    if role == "train":
+        return WantedSplit(config.dataset_train_split)
+    chosen = "dataset_test_split" in config.explicit or config.dataset_test_split != "test"
+    return WantedSplit(config.dataset_test_split, role, required=chosen)
+
+
+def open_named(name: str, hub_config: str | None, wanted: WantedSplit) -> Source | None:
+    """Open one split of a file, a folder or a hub id.
+
+    Args:
+        name: path or hub id; what exists locally goes first.
+        hub_config: the hub data set's configuration.
+        wanted: the split.
+
+    Raises:
+        UserError: it is not there, and required.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _whole(path, wanted, lambda: FileSource((path,)))
+    if path.is_dir():
+        return _open_folder(path, wanted)
+    if known_suffix(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such file or folder{_nearby(path)} (--dataset_name)")
+    return _open_hub(name, hub_config, wanted)
+
+
+def _whole(path: Path, wanted: WantedSplit, open_it: Callable[[], Source]) -> Source | None:
+    if wanted.role == "train":
+        return open_it()
+    if wanted.required:
+        raise UserError(
+            f"{path}: holds rows to train on and no split {wanted.name!r} (--dataset_test_split); "
+            f"give a folder with train.jsonl and {wanted.name}.jsonl, or --test_split_size"
+        )
+    return None
+
+
+def _nearby(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; nor is there a folder {path.parent}"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _pick(wanted: WantedSplit, available: Iterable[str], where: str, hint: str = "") -> str | None:
+    available = list(available)
+    if wanted.name in available:
+        return wanted.name
+    if not wanted.required:
+        return "validation" if "validation" in available else None
+    found = ", ".join(available) or "none"
+    raise UserError(f"{where}: no split {wanted.name!r}; found {found}{hint} (--dataset_{wanted.role}_split)")
+
+
+def _open_folder(folder: Path, wanted: WantedSplit) -> Source | None:
+    if (folder / "state.json").is_file():  # one Dataset.save_to_disk
+        return _whole(folder, wanted, lambda: _open_saved(folder))
+    if (folder / "dataset_dict.json").is_file():
+        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        chosen = _pick(wanted, names, str(folder))
+        return _open_saved(folder / chosen) if chosen else None
+    found = _splits_of_folder(folder)
+    listing = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(listing[:8]) + (", …" if len(listing) > 8 else "") or "nothing"
+    hint = f"; the folder holds {shown}, and a split is a file such as {wanted.name}.jsonl or {wanted.name}.parquet"
+    chosen = _pick(wanted, found, str(folder), hint)
+    if chosen is None:
+        return None
+    paths = found[chosen]
+    if len(paths) > 1 and not all(re.search(r"-\d", path.name) for path in paths):
+        raise UserError(
+            f"{folder}: more than one file could be the split {chosen!r}: {', '.join(path.name for path in paths)}; "
+            "give the file itself as --dataset_name"
+        )
+    return FileSource(tuple(paths))
+
+
+def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
+    """Files by split: `train.jsonl`, or shards such as `train-00000-of-00002.parquet`, here or in a folder `data`."""
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for path in sorted(place.iterdir()) if place.is_dir() and not found else ():
+            suffix = known_suffix(path)
+            if suffix and path.is_file():
+                split = re.sub(r"-\d+(-of-\d+)?$", "", path.name.removesuffix(suffix))
+                found.setdefault(split, []).append(path)
+    return found
+
+
+def _open_saved(folder: Path) -> Source:
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a data set that `datasets` can load ({error})") from error
+    paths = [Path(file["filename"]) for file in table.cache_files]
+    return TableSource(str(folder), table, combined_digest("saved", files_digest(sorted(paths))))
+
+
+def _open_hub(name: str, hub_config: str | None, wanted: WantedSplit, **options: Any) -> Source | None:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, hub_config, **options)
+    except (OSError, ValueError) as error:  # includes no such data set, no network, a configuration to be chosen
+        raise UserError(
+            f"{name}: there is no such file or folder, and as a data set of the hub it cannot be loaded "
+            f"(--dataset_name, --dataset_config): {error}"
+        ) from error
+    chosen = _pick(wanted, loaded, name)
+    if chosen is None:
+        return None
+    table = loaded[chosen]
+    return TableSource(f"{name} ({chosen})", table, combined_digest("hub", table._fingerprint))
+
+
+def _open_mixture(entries: list[DatasetSource]) -> Source:
+    parts = []
+    for number, entry in enumerate(entries):
+        source = _open_entry(entry, f"datasets[{number}]")
+        parts.append(Part(source, None if entry.columns is None else tuple(entry.columns), entry.fraction))
+    return Mixture(tuple(parts))
+
+
+def _open_entry(entry: DatasetSource, where: str) -> Source:
+    folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split)
+    is_builder = entry.path in _GENERIC_BUILDERS and not folder.exists()
+    base = (folder if folder.is_dir() else Path()) / (entry.data_dir or "")
+    files = entry.data_files
+    source: Source | None
+    if files is not None and (is_builder or folder.is_dir()):
+        if isinstance(files, dict):
+            if entry.split not in files:
+                raise UserError(f"{where}: data_files has no split {entry.split!r}; found {', '.join(files)}")
+            files = files[entry.split]
+        source = FileSource(tuple(base / name for name in ([files] if isinstance(files, str) else files)))
+    elif is_builder and entry.data_dir is None:
+        raise UserError(f"{where}: path {entry.path!r} needs data_files; files end in {', '.join(SUFFIXES)}")
+    elif is_builder or folder.exists():
+        source = open_named(str(folder if folder.is_file() else base), None, wanted)
+    else:
+        options = {"data_dir": entry.data_dir, "data_files": files}
+        given = {key: value for key, value in options.items() if value is not None}
+        source = _open_hub(entry.path, entry.name, wanted, **given) if given else None
+        source = source or open_named(entry.path, entry.name, wanted)
+    assert source is not None  # a required split is there or an error
+    return source

@@ -1,0 +1,102 @@
+"""Tokenised rows on disk: an Arrow file that is mapped into memory, and beside it what is to be said about it.
+
+An entry of the cache is a folder named by the hash of all that its contents depend on. It is written beside and
+renamed, under a lock, so that of several processes one does the work and no half of it is ever seen.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from posttrain.errors import UserError
+
+ROWS, ABOUT = "rows.arrow", "about.json"
+IDS = pa.list_(pa.int32())
+MASK = pa.list_(pa.int8())
+DOCUMENTS = pa.schema({"input_ids": IDS, "loss_mask": MASK})
+PACKED = pa.schema({"input_ids": IDS, "loss_mask": MASK, "lengths": IDS})
+PAIRS = pa.schema(
+    {
+        "prompt_ids": IDS,
+        "chosen_ids": IDS,
+        "chosen_mask": MASK,
+        "rejected_ids": IDS,
+        "rejected_mask": MASK,
+        "row": pa.int64(),
+        "margin": pa.float32(),
+    }
+)
+
+
+def cached_folder(root: Path, key: str, build: Callable[[Path], None]) -> Path:
+    """The entry of a key, built if it is not there.
+
+    Args:
+        root: folder of the cache; made if need be.
+        key: hash of all that the contents depend on.
+        build: fills the (empty) folder it is given.
+
+    Raises:
+        UserError: the cache is not writable.
+    """
+    from filelock import FileLock
+
+    entry, beside = root / key, root / f"{key}.part"
+    if entry.is_dir():
+        return entry
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{key}.lock"):
+            if not entry.is_dir():
+                shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+                beside.mkdir()
+                try:
+                    build(beside)
+                    beside.rename(entry)
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"--cache_dir {root}: cannot be written ({error.strerror or error}); name another place"
+        ) from error
+    return entry
+
+
+def write_rows(path: Path, schema: pa.Schema, batches: Iterable[dict[str, list[Any]]]) -> None:
+    """Write batches of rows, given as columns of numpy arrays (or of numbers), as an Arrow stream."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for columns in batches:
+            arrays = [_array(columns[field.name], field.type) for field in schema]
+            stream.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), kind.value_type), type=kind)
+
+
+def open_rows(path: Path, fingerprint: str) -> Any:
+    """An Arrow stream as a `datasets.Dataset`, mapped into memory, its fingerprint being that of its contents."""
+    from datasets import Dataset
+    from datasets.table import MemoryMappedTable
+
+    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Note what is to be said about an entry."""
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What write_about noted."""
+    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return about

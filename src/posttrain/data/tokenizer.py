@@ -1,0 +1,95 @@
+"""The tokenizer of a run: the model's own, with the flags' EOS, PAD and chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import CommonConfig
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
+
+
+def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `model_name_or_path` and apply `chat_template_path`, `eos_token` and `pad_token`.
+
+    A template that comes with a tokenizer brings the special tokens it writes (the model's embeddings have to grow when
+    they are new) and its EOS. A missing PAD token stays missing: batches hold no padding.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: there is no tokenizer or template, a token is not in the vocabulary, EOS is missing or is PAD.
+    """
+    assert config.model_name_or_path is not None
+    tokenizer = _load(config.model_name_or_path, config, "--model_name_or_path")
+    if config.chat_template_path is not None:
+        _apply_template(tokenizer, config.chat_template_path, config)
+    for name in ("eos_token", "pad_token"):
+        token = getattr(config, name)
+        if token is None:
+            continue
+        if token not in tokenizer.get_vocab():
+            raise UserError(
+                f"--{name}: {token!r} is not in the vocabulary of {config.model_name_or_path}; "
+                f"its special tokens are {_special_tokens(tokenizer)}"
+            )
+        setattr(tokenizer, name, token)
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"{config.model_name_or_path}: the tokenizer has no EOS token; name one with --eos_token; "
+            f"its special tokens are {_special_tokens(tokenizer)}"
+        )
+    if tokenizer.eos_token_id == tokenizer.pad_token_id:
+        raise UserError(
+            f"eos_token and pad_token of {config.model_name_or_path} are both {tokenizer.eos_token!r}: whoever ignores "
+            "padding would ignore the end of the text too, and the model would never learn to stop; give another "
+            f"--pad_token, or --eos_token; its special tokens are {_special_tokens(tokenizer)}"
+        )
+    return tokenizer
+
+
+def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    # The revision is the model's: a template's tokenizer has its own history.
+    revision = config.model_revision if name == config.model_name_or_path else "main"
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # whatever the many tokenizer classes raise, it is the named folder that is at fault
+        raise UserError(f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _special_tokens(tokenizer: Any) -> str:
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return ", ".join(special[:8]) + (", …" if len(special) > 8 else "") if special else "none"
+
+
+def _apply_template(tokenizer: Any, path: str, config: CommonConfig) -> None:
+    file = Path(path).expanduser()
+    if file.is_file():
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--chat_template_path: {path} cannot be read: {error}") from error
+        return
+    if path.endswith(_TEMPLATE_SUFFIXES):
+        raise UserError(f"--chat_template_path: {path} does not exist")
+    other = _load(path, config, "--chat_template_path")
+    if other.chat_template is None:
+        raise UserError(f"--chat_template_path: the tokenizer of {path} has no chat template either")
+    tokenizer.chat_template = other.chat_template
+    template = tokenizer.get_chat_template()
+    new = [token for token in other.added_tokens_decoder.values() if token.content in template]
+    tokenizer.add_tokens([token for token in new if token.content not in tokenizer.get_vocab()])
+    if other.eos_token in tokenizer.get_vocab():
+        tokenizer.eos_token = other.eos_token
