@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import types
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from posttrain.config import METHODS, CommonConfig, DPOConfig, SFTConfig, check_paths, from_mapping, parse_command_line
+from posttrain.config import METHODS, CommonConfig, DPOConfig, SFTConfig, from_mapping, parse_command_line
 from posttrain.config.common import DatasetSource
 from posttrain.config.fields import flags_of
 from posttrain.config.renamed import refusal
@@ -358,72 +357,3 @@ def test_the_flags_can_be_written_to_a_file_without_secrets() -> None:
     assert "hf_secret" not in yaml.safe_dump(mapping)
     again = from_mapping("sft", {name: value for name, value in mapping.items() if value is not None}, "run.yaml")
     assert again.to_mapping() == mapping
-
-
-def model_folder(path: Path) -> Path:
-    path.mkdir()
-    (path / "config.json").write_text("{}")
-    (path / "model.safetensors").write_text("")
-    return path
-
-
-def config_with(tmp_path: Path, **values: object) -> CommonConfig:
-    base = {"model_name_or_path": "org/model", "dataset_name": "org/rows", "output_dir": str(tmp_path / "out")}
-    return DPOConfig(**(base | values))
-
-
-def test_good_paths_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
-    model = model_folder(tmp_path / "model")
-    rows = write(tmp_path / "rows.jsonl", "{}")
-    before = sorted(tmp_path.rglob("*"))
-    check_paths(
-        config_with(
-            tmp_path,
-            model_name_or_path=str(model),
-            dataset_name=rows,
-            metrics_file=str(tmp_path / "metrics/dpo.json"),
-            work_dir=str(tmp_path / "work/a"),
-            cache_dir=str(tmp_path / "cache"),
-        )
-    )
-    check_paths(config_with(tmp_path))
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"model_name_or_path": "{tmp}/modle"}, "_path: {tmp}/modle does not exist; did you mean {tmp}/model?"),
-        ({"model_name_or_path": "{tmp}/weightless"}, "{tmp}/weightless holds no weights"),
-        ({"ref_model_name_or_path": "{tmp}/empty"}, "ref_model_name_or_path: {tmp}/empty has no config.json"),
-        ({"model_name_or_path": "{tmp}/file"}, "{tmp}/file is a file; name the folder that holds the model"),
-        ({"dataset_name": "train.jsonl"}, "dataset_name: train.jsonl does not exist; wanted a file or folder of rows"),
-        ({"dataset_name": "{tmp}/rows.json"}, "{tmp}/rows.json does not exist; did you mean {tmp}/rows.jsonl?"),
-        ({"dataset_name": None, "datasets": [DatasetSource(path="./x")]}, "datasets[0].path: ./x does not exist"),
-        ({"chat_template_path": "chat.jinja"}, "chat_template_path: chat.jinja does not exist"),
-        ({"resume_from_checkpoint": "{tmp}/out/checkpoint-1"}, "_checkpoint: {tmp}/out/checkpoint-1 does not"),
-        ({"output_dir": "{tmp}/file/out"}, "{tmp}/file is not a folder, so {tmp}/file/out cannot"),
-        ({"metrics_file": "{tmp}/empty"}, "metrics_file: {tmp}/empty is a folder; name a file in it"),
-        ({"plots_file": "{tmp}/file/a.csv"}, "plots_file: {tmp}/file is not a folder"),
-    ],
-)  # fmt: skip
-def test_bad_paths_are_named(values: dict, expected: str, tmp_path: Path) -> None:
-    model_folder(tmp_path / "model")
-    (model_folder(tmp_path / "weightless") / "model.safetensors").unlink()
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "rows.jsonl", "{}")
-    write(tmp_path / "file", "")
-    filled = {key: value.format(tmp=tmp_path) if isinstance(value, str) else value for key, value in values.items()}
-    with pytest.raises(UserError) as caught:
-        check_paths(config_with(tmp_path, **filled))
-    assert expected.format(tmp=tmp_path) in str(caught.value)
-
-
-def test_a_folder_that_refuses_files_is_named(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir()
-    locked = tmp_path / "locked"
-    locked.chmod(0o555)
-    if os.access(locked, os.W_OK):  # root may write anywhere but here
-        locked = Path("/proc/self")
-    with pytest.raises(UserError, match=f"output_dir: {locked} is not writable .*; name another place"):
-        check_paths(config_with(tmp_path, output_dir=str(locked / "out")))
