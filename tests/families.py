@@ -60,9 +60,7 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
     "qwen3": (lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8)), True),
     "gemma3, sliding window": (
         lambda: Gemma3ForCausalLM(
-            Gemma3TextConfig(
-                **SHAPE, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
-            )
+            Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
         ),
         True,
     ),

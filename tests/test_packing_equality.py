@@ -64,7 +64,9 @@ def from_plain_logits(model: nn.Module, batches: list[PackedBatch]) -> tuple[tor
     model.zero_grad()
     rows = []
     for batch in batches:
-        log_p = model(input_ids=batch.input_ids[None], use_cache=False).logits[0, batch.target_positions].log_softmax(-1)
+        log_p = (
+            model(input_ids=batch.input_ids[None], use_cache=False).logits[0, batch.target_positions].log_softmax(-1)
+        )
         own = log_p[torch.arange(len(log_p)), batch.target_ids]
         entropy = -(log_p.exp() * log_p).sum(-1)
         rows.append(torch.stack([own, entropy], dim=1))

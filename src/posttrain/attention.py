@@ -38,7 +38,7 @@ class UnsupportedAttentionError(NotImplementedError):
 
 @contextmanager
 def masks_from_segments() -> Iterator[None]:
-    """Inside, models build no attention masks: the segments, given as a keyword of the forward call, take their place."""
+    """Inside, models build no attention masks: the segments, a keyword of the forward call, take their place."""
     token = _by_segments.set(True)
     try:
         yield
@@ -83,7 +83,7 @@ def attention(
         UnsupportedAttentionError: the layer asks for something that this function lacks.
     """
     if segments is None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module,
             query,
             key,

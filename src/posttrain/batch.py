@@ -1,7 +1,7 @@
 """The one shape of data in training: a row of tokens without padding, cut into segments.
 
-A segment may have a parent, whose tokens it continues: a document has none; the completions of a prompt have the prompt.
-A token attends to its own segment up to itself and to all of its parent, and its position id continues the parent's.
+A segment may have a parent, whose tokens it continues: a document has none, the completions of a prompt have the
+prompt. A token attends to its own segment up to itself and to all of its parent, and its position id continues that.
 So a prompt is computed once for all of its completions, nothing is padded, and no document sees another.
 
 Shape legend of the whole code base:
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Segments:
                     pieces.append(np.arange(starts[parent], starts[parent + 1]))
                 pieces.append(np.arange(starts[index], starts[index + 1]))
             cu_keys = np.concatenate([[0], np.cumsum(self.key_lengths)])
-            self._indices[key] = (  # type: ignore[assignment]
+            self._indices[key] = (
                 torch.from_numpy(starts.astype(np.int32)).to(device, non_blocking=True),
                 torch.from_numpy(cu_keys.astype(np.int32)).to(device, non_blocking=True),
                 torch.from_numpy(np.concatenate(pieces).astype(np.int64)).to(device, non_blocking=True),
@@ -141,7 +142,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), torch.Tensor)
@@ -154,10 +155,11 @@ class PackedBatch:
         starts = np.concatenate([[0], np.cumsum(self.segments.lengths)])
         with_children = set(self.segments.parents)
         rows = []
-        for index, parent in enumerate(self.segments.parents):
-            if index not in with_children:
-                own = np.arange(starts[index], starts[index + 1])
-                rows.append(own if parent == NO_PARENT else np.concatenate([np.arange(*starts[parent : parent + 2]), own]))
+        for segment, parent in enumerate(self.segments.parents):
+            if segment not in with_children:
+                own = np.arange(starts[segment], starts[segment + 1])
+                prompt = np.arange(starts[parent], starts[parent + 1]) if parent != NO_PARENT else own[:0]
+                rows.append(np.concatenate([prompt, own]))
         length = max(len(row) for row in rows)
         index = np.zeros((len(rows), length), dtype=np.int64)
         mask = np.zeros_like(index)

@@ -1,7 +1,7 @@
 """Hidden states → log-prob and entropy of each target token, the (N, V) logits never held whole.
 
 The output head of a causal model is turned into a `TargetHead`, the same `nn.Linear` with one more ability: told the
-targets of a forward pass, it returns five numbers a target in place of V logits. The targets' numbers thus come out of the
+targets of a forward pass, it returns five numbers a target in place of V logits. The numbers thus come out of the
 model's own forward call, so that the hooks of DDP, FSDP and DeepSpeed run.
 """
 
@@ -90,7 +90,7 @@ class _HeadStatistics(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -155,7 +155,7 @@ def head_statistics(
         with_entropy_gradient: whether the entropy is part of a loss; without it the backward pass is cheaper.
 
     Returns:
-        (N, 5) float32: the columns of TokenStatistics. The first has a gradient, the second if asked for, the others none.
+        (N, 5) float32: the columns of TokenStatistics; a gradient in the first, and in the second if asked for.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -165,7 +165,7 @@ def head_statistics(
         hidden = hidden.to(weight.dtype)
     chunk = max(1, chunk_elements // weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadStatistics.apply(  # type: ignore[no-any-return, no-untyped-call]
+        return _HeadStatistics.apply(
             hidden, weight, bias, targets, temperature, chunk, with_entropy_gradient
         )
 

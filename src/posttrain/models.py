@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +38,20 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
         if (Path(path) / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
 
-            return AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()  # type: ignore[no-any-return]
-        return AutoModelForCausalLM.from_pretrained(path, **options)  # type: ignore[no-any-return]
+            with _peft_warnings():
+                return AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
+        return AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--model_name_or_path {path}: the model cannot be loaded: {first}") from error
+
+
+@contextlib.contextmanager
+def _peft_warnings() -> Iterator[None]:
+    """Without the warning that peft sets off by asking a newer transformers for something by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _dtype(name: str | None) -> Any:
@@ -63,7 +74,7 @@ def _quantization(config: CommonConfig) -> Any:
 
 def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     for config in (model.config, model.generation_config):
         if config is not None:
@@ -93,12 +104,12 @@ def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module
     if config.seed is not None:
         set_seed(config.seed)
     try:
-        with warnings.catch_warnings():
-            # peft asks a newer transformers for it by its old name.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            return get_peft_model(model, lora)  # type: ignore[arg-type]
+        with _peft_warnings():
+            return get_peft_model(model, lora)
     except ValueError as error:
-        raise UserError(f"LoRA does not fit this model: {str(error).splitlines()[0]}; see --lora_target_modules") from error
+        raise UserError(
+            f"LoRA does not fit this model: {str(error).splitlines()[0]}; see --lora_target_modules"
+        ) from error
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -107,7 +118,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:

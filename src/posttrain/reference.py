@@ -53,7 +53,7 @@ class Reference:
     @classmethod
     def frozen(cls, model: PreTrainedModel, device: torch.device) -> Reference:
         """A model of its own, frozen in place."""
-        model = model.to(device).eval().requires_grad_(False)
+        model.to(device).eval().requires_grad_(False)
         checkpoint_activations(model, on=False)
         return cls(Scorer(model), model)
 
@@ -78,7 +78,7 @@ class Reference:
         return dataclasses.replace(batch, reference_logprobs=logprobs)
 
 
-def _unwrap(model: torch.nn.Module) -> Any:
+def _unwrap(model: Any) -> Any:
     while hasattr(model, "module"):
         model = model.module
     return model
@@ -98,9 +98,7 @@ class SyncReference(TrainerCallback):
         self.reference, self.alpha, self.every = reference, alpha, every
 
     @torch.no_grad()
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
         assert self.reference.model is not None

@@ -1,9 +1,9 @@
 """From a model and a packed batch to the statistics of its targets, by whichever way the model can go.
 
 Packed: the row goes in whole and the model attends by segments. Padded: a model that cannot do that (recurrent layers,
-soft-capped scores, attention sinks, an attention of its own) gets a rectangle. Either way N target positions come out, and
-no loss, trainer or script knows which way was taken. The way is not read off a list of architectures: it is tried on a few
-tokens when the model is loaded, against the model's own forward pass.
+soft-capped scores, attention sinks, an attention of its own) gets a rectangle. Either way N target positions come out,
+and no loss, trainer or script knows which way was taken. The way is not read off a list of architectures: it is tried
+on a few tokens when the model is loaded, against the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -139,5 +139,5 @@ def _try_head(scorer: Scorer, model: PreTrainedModel, trial: PackedBatch, expect
     if _agrees(scorer(model, trial).logprobs, expected, model.dtype):
         return head
     scorer.head = None
-    head.__class__ = torch.nn.Linear
+    head.__class__ = torch.nn.Linear  # type: ignore[assignment]
     return None

@@ -55,7 +55,7 @@ class PostTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._sums: dict[str, torch.Tensor] = {}
-        self._weights: dict[str, float] = defaultdict(float)
+        self._weights: dict[str, float | torch.Tensor] = defaultdict(float)
         self._num_tokens = 0.0
         self._tokens_since_log = 0.0
         self._clock = time.perf_counter()
@@ -180,7 +180,7 @@ class PostTrainer(Trainer):
                 self._count(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
             self._count(loss)
             num_samples += batch.num_groups
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         values = self._pop_metrics()
         terms = [values.pop(name) for name in dict.fromkeys(names) if name in values]
         metrics = {f"{metric_key_prefix}_loss": sum(terms)}

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import logging
-
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ def run(config: CommonConfig) -> dict[str, float]:
     arguments = training_arguments(config)
 
     transformers.set_seed(arguments.seed)
+    assert config.model_name_or_path is not None
     model = load_causal_model(config, config.model_name_or_path)
     match_tokenizer(model, tokenizer)
     if getattr(config, "disable_dropout", False):

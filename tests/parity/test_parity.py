@@ -1,6 +1,6 @@
-"""Losses, gradient norms and metrics that TRL gives on fixed models and rows, run through the command line's own path.
+"""Losses, gradient norms and metrics that TRL gives on fixed models and rows, through the command line's own path.
 
-The kit is the folder that POSTTRAIN_PARITY names, or ../shared/parity beside the repository; without one, all is skipped.
+The kit is the folder that POSTTRAIN_PARITY names, or ../shared/parity beside the repository; without one, all skip.
 """
 
 from __future__ import annotations

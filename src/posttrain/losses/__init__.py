@@ -1,5 +1,5 @@
-"""Losses are pure functions of tensors. They return sums, never means: the trainer divides each term once, by the weight
-that all micro-batches and all ranks of the optimizer step have together."""
+"""Losses are pure functions of tensors. They return sums, never means: the trainer divides each term once, by the
+weight that all micro-batches and all ranks of the optimizer step have together."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ class Loss:
     """Terms of a loss, and metrics as (sum, weight): their ratio, over however many batches, is what is logged."""
 
     terms: tuple[Term, ...]
-    metrics: dict[str, tuple[torch.Tensor, float]] = field(default_factory=dict)
+    metrics: dict[str, tuple[torch.Tensor, float | torch.Tensor]] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Preference losses: functions of what policy and reference say of P pairs of completions.
 
-Notation: c and r are the log-ratios of policy to reference of the chosen and the rejected completion, summed over tokens;
-Δ = f'(c) - f'(r) with f the divergence that regularises (Δ = c - r for the reverse KL); σ is the logistic function.
+Notation: c and r are the log-ratios of policy to reference of the chosen and the rejected completion, summed over
+tokens; Δ = f'(c) - f'(r) with f the divergence that regularises (Δ = c - r for the reverse KL); σ is the logistic
+function.
 A new loss is one function and one row in LOSSES.
 """
 
@@ -257,7 +258,7 @@ def preference_loss(
     rewards = options.beta * ratios.detach()
     margins = rewards[:, 0] - rewards[:, 1]
     count = float(num_pairs)
-    metrics = {
+    metrics: dict[str, tuple[torch.Tensor, float | torch.Tensor]] = {
         "rewards/chosen": (rewards[:, 0].sum(), count),
         "rewards/rejected": (rewards[:, 1].sum(), count),
         "rewards/accuracies": ((margins > 0).float().sum(), count),

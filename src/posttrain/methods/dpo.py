@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
+from posttrain.cache import cache_root
 from posttrain.config import DPOConfig
 from posttrain.logprobs import TokenStatistics
 from posttrain.losses import Loss
 from posttrain.losses.preference import PreferenceOptions, preference_loss
 from posttrain.methods import Method, Row
-from posttrain.cache import cache_root
 from posttrain.models import load_causal_model
 from posttrain.reference import COLUMN, Reference, SyncReference, with_stored_logprobs
 
@@ -47,7 +47,7 @@ class DPO(Method):
         if config.ref_model_name_or_path:
             self.reference = Reference.frozen(load_causal_model(config, config.ref_model_name_or_path), device)
         elif config.precompute_ref_log_probs:
-            self.reference = Reference(scorer, model.to(device).eval())
+            self.reference = Reference(scorer, model.eval())
         elif config.use_peft:
             self.reference = Reference(scorer)
         else:
@@ -66,7 +66,9 @@ class DPO(Method):
         return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
 
     def collate(self, rows: list[Row]) -> PackedBatch:
-        ids, masks, parents = [], [], []
+        ids: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
+        parents: list[int] = []
         for row in rows:
             parent = NO_PARENT
             if len(row["prompt_ids"]):

@@ -19,9 +19,10 @@ class SFT(Method):
     data_kind: ClassVar[str] = "sft"
 
     def collate(self, rows: list[Row]) -> PackedBatch:
-        ids, masks = [], []
+        ids: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
         for row in rows:
-            ends = np.cumsum(row["lengths"])[:-1] if "lengths" in row else []
+            ends = np.cumsum(row.get("lengths", []))[:-1].astype(np.int64)
             ids += np.split(np.asarray(row["input_ids"]), ends)
             masks += np.split(np.asarray(row["loss_mask"]), ends)
         return pack(ids, masks, [NO_PARENT] * len(ids), num_groups=len(ids))
