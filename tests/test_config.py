@@ -136,6 +136,22 @@ def test_transformers_takes_the_arguments_without_a_warning(tmp_path: Path) -> N
     assert (arguments.warmup_steps, arguments.eval_steps, arguments.remove_unused_columns) == (0.1, 100, False)
 
 
+@pytest.mark.parametrize(
+    ("installed", "name"),
+    [
+        ("5.17.0", "gradient_checkpointing"),
+        ("5.23.0.dev0", "activation_checkpointing"),
+        ("6.0", "activation_checkpointing"),
+    ],
+)
+def test_gradient_checkpointing_is_handed_over_in_the_installed_name(
+    installed: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.config.common.version", lambda package: installed)
+    handed = parse("sft", "--gradient_checkpointing").training_arguments()
+    assert {key: value for key, value in handed.items() if "checkpointing" in key} == {name: True}
+
+
 def test_the_two_names_of_gradient_checkpointing_are_one() -> None:
     config = parse("sft", "--activation_checkpointing", "--activation_checkpointing_kwargs", '{"use_reentrant": true}')
     assert (config.gradient_checkpointing, config.gradient_checkpointing_kwargs) == (True, {"use_reentrant": True})
