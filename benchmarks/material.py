@@ -48,13 +48,18 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
+        # transformers adds Qwen2's <|endoftext|> to any tokenizer of such a model that lacks it.
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>", "<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
 
 

@@ -3,7 +3,7 @@
 import sys
 
 import recorder
-from posttrain.trainer import run
+from posttrain.training import run
 
 from posttrain.config import parse_command_line
 
