@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test train-sft train-dpo pipeline metrics tensorboard lint format bench clean .checkout
+.PHONY: help setup test train-sft train-dpo pipeline metrics tensorboard lint format deps bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ lint: setup ## check style and types
 format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+deps: setup ## bring the stages' lists of source files in dvc.yaml up to date
+	$(BIN)/python -m posttrain.experiment.closure
 
 bench: setup ## measure whole training steps against the peer (DATA=folder)
 	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data $(DATA))

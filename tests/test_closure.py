@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.experiment.closure import import_closure
+from posttrain.experiment.closure import import_closure, with_current_deps
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -77,3 +77,44 @@ def test_a_module_that_is_not_there_is_an_error(package: Path) -> None:
     write(package, {"scripts/run.py": "from posttrain.gone import x\n"})
     with pytest.raises(FileNotFoundError, match=r"posttrain\.gone is imported"):
         closure(package)
+
+
+def test_the_stage_graph_gets_each_scripts_closure_and_keeps_its_other_lines(package: Path) -> None:
+    write(package, {"scripts/run.py": "import posttrain.a\n", "scripts/other.py": ""})
+    before = """\
+stages:
+  first:
+    cmd: python scripts/run.py
+    deps:
+      - data/in
+      - src/posttrain/gone.py
+    outs:
+      - models/x
+  second:
+    cmd: python scripts/other.py ${item.model}
+    outs:
+      - scripts/kept.py
+    deps:
+      - models/x
+"""
+    after = """\
+stages:
+  first:
+    cmd: python scripts/run.py
+    deps:
+      - data/in
+      - scripts/run.py
+      - src/posttrain/__init__.py
+      - src/posttrain/a.py
+    outs:
+      - models/x
+  second:
+    cmd: python scripts/other.py ${item.model}
+    outs:
+      - scripts/kept.py
+    deps:
+      - models/x
+      - scripts/other.py
+"""
+    assert with_current_deps(before, package) == after
+    assert with_current_deps(after, package) == after

@@ -1,8 +1,8 @@
 """Which files of this repository a script imports: what a DVC stage must name in its `deps`.
 
-DVC does not look into code: a module that is imported but not listed can change without the stage running again. So the
-list in dvc.yaml is compared with this one by a test, and `python -m posttrain.experiment.closure scripts/sft.py` prints
-the lines to put there.
+DVC does not look into code: a module that is imported but not listed can change without the stage running again. So
+a test compares the lists in dvc.yaml with these; `make deps` rewrites them, and
+`python -m posttrain.experiment.closure scripts/sft.py` prints one.
 """
 
 import ast
@@ -98,11 +98,39 @@ def _files_of(name: str, source_root: Path) -> set[Path]:
     return {own, *(path for path in around if path)}
 
 
+def with_current_deps(pipeline: str, root: Path) -> str:
+    """Put the import closure of each stage's script into the text of a dvc.yaml, in place of the .py files in `deps`.
+
+    Args:
+        pipeline: The text, with two spaces a level and `cmd` before `deps` in each stage.
+        root: The repository.
+
+    Returns:
+        The text, with all other lines as they were.
+    """
+    lines: list[str] = []
+    script, in_deps = "", False
+    for line in [*pipeline.splitlines(), ""]:  # the last one ends a list at the end of the file, and the text
+        if line.startswith("    cmd: python "):
+            script = line.split()[2]
+        if in_deps and not line.startswith("      - "):
+            lines += [
+                f"      - {path.relative_to(root).as_posix()}" for path in import_closure(root / script, root / "src")
+            ]
+        in_deps = line == "    deps:" or (in_deps and line.startswith("      - "))
+        if not (in_deps and line.endswith(".py")):
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the import closure of each script named on the command line, as lines for `deps:` in dvc.yaml."""
+    """Print the import closure of the scripts named on the command line; with none named, rewrite dvc.yaml."""
     for script in sys.argv[1:]:
         for path in import_closure(Path(script), Path("src")):
             print(f"- {path.as_posix()}")
+    if not sys.argv[1:]:
+        pipeline = Path("dvc.yaml")
+        pipeline.write_text(with_current_deps(pipeline.read_text(encoding="utf-8"), Path()), encoding="utf-8")
 
 
 if __name__ == "__main__":
