@@ -88,7 +88,7 @@ def _tokenised_batches(
 ) -> Iterator[Columns]:
     from tqdm import tqdm
 
-    for name in ("rows_truncated", "tokens_truncated", *_DROPPED):
+    for name in ("rows_truncated", "tokens_truncated", "rows_prompt_not_prefix", *_DROPPED):
         totals.counts[name] = 0
     bar = tqdm(
         source.rows(),
@@ -136,11 +136,19 @@ def _check_something_left(totals: _Totals, source: Source, options: Options) -> 
 
 
 def _notes(totals: _Totals, tokenizer: Any, options: Options) -> list[str]:
-    notes = []
+    notes, counts = [], totals.counts
     for name, places in totals.dropped.items():
-        count, reason = totals.counts[name], _DROPPED[name].format(max_length=options.max_length)
-        notes.append(f"{count:,} of {totals.counts['rows_read']:,} rows dropped, {reason} (first: {', '.join(places)})")
-    if not totals.counts["eos_targets"]:
+        reason = _DROPPED[name].format(max_length=options.max_length)
+        notes.append(f"{counts[name]:,} of {counts['rows_read']:,} rows dropped, {reason} (first: {', '.join(places)})")
+    if counts["rows_truncated"]:
+        cut = f"{counts['rows_truncated']:,} of {counts['rows_read']:,} rows cut"
+        notes.append(f"{cut} to --max_length {options.max_length}, {counts['tokens_truncated']:,} tokens lost")
+    if counts["rows_prompt_not_prefix"]:
+        notes.append(
+            f"{counts['rows_prompt_not_prefix']:,} rows: the last tokens of the prompt alone are not those before its "
+            "completion (they merge, or the chat template changes them); they count as the completion's"
+        )
+    if not counts["eos_targets"]:
         note = f"the EOS token {tokenizer.eos_token!r} is never trained on, so the model will not learn to stop"
         last = totals.last_trained.most_common(1)[0][0]
         special = tokenizer.added_tokens_decoder.get(last)

@@ -43,6 +43,7 @@ class Example:
         tools: JSON schemas for the chat template.
         template_kwargs: further variables for the chat template.
         margin: how much better the chosen one is, if the row says so.
+        is_prompt_given: False = the prompt is only what the completions have in common.
     """
 
     prompt: Content | None
@@ -50,6 +51,7 @@ class Example:
     tools: list[Any] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     margin: float | None = None
+    is_prompt_given: bool = True
 
     @property
     def is_conversation(self) -> bool:
@@ -129,13 +131,15 @@ def parse_preference(columns: Mapping[str, Any]) -> Example:
         raise RowError("chosen = rejected", "a pair without a difference teaches nothing; take it out")
     prompt = _content(columns["prompt"], "prompt") if "prompt" in columns else None
     whole_dialogues = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
-    if prompt is None or (isinstance(prompt, str) and whole_dialogues):
+    is_given = prompt is not None and not (isinstance(prompt, str) and whole_dialogues)
+    if prompt is None or not is_given:
         prompt, chosen, rejected = split_common_prompt(chosen, rejected)
     _check_same_kind(("prompt", prompt), ("chosen", chosen))
     margin = columns.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
         raise _wrong_type("margin", "a number", margin)
-    example = Example(prompt, (chosen, rejected), margin=None if margin is None else float(margin))
+    example = Example(prompt, (chosen, rejected), is_prompt_given=is_given)
+    example.margin = None if margin is None else float(margin)
     return _with_template_options(example, columns)
 
 

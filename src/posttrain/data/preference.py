@@ -45,15 +45,16 @@ def tokenise_preference(tokenizer: Any, rows: Sequence[Row], options: Options, f
         return result
     encodings = encode_texts(tokenizer, texts)
     for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        _add(result, row.place, encodings[3 * index : 3 * index + 3], first_row + index, example.margin, options)
+        _add(result, row.place, encodings[3 * index : 3 * index + 3], first_row + index, example, options)
     return result
 
 
 def _add(
-    result: Tokenised, place: str, encodings: Sequence[Encoding], index: int, margin: float | None, options: Options
+    result: Tokenised, place: str, encodings: Sequence[Encoding], index: int, example: Example, options: Options
 ) -> None:
     prompt, *wholes = (encoding.ids for encoding in encodings)
     prompt_length = min(common_prefix_length(prompt, whole) for whole in wholes)
+    result.counts["rows_prompt_not_prefix"] += example.is_prompt_given and prompt_length < len(prompt)
     if options.max_length is not None and prompt_length >= options.max_length and not options.keep_end:
         result.drop("rows_dropped_prompt_too_long", place)
         return
@@ -71,5 +72,5 @@ def _add(
         values[f"{name}_ids"] = np.asarray(ids[shared:], dtype=np.int32)
         values[f"{name}_mask"] = (np.arange(shared, len(ids)) >= start).astype(np.int8)
         result.last_trained[ids[-1]] += 1
-    result.append(**values, row=index, margin=margin)
+    result.append(**values, row=index, margin=example.margin)
     result.count_truncated(sum(map(len, wholes)) - sum(map(len, kept)))

@@ -42,7 +42,8 @@ class PreparedData:
             a first token), and when packed lengths (int32, the segments). Preferences: prompt_ids, chosen_ids,
             chosen_mask, rejected_ids, rejected_mask, row (index in the data set) and margin (may be null).
         counts: rows_read, rows, tokens, targets (tokens trained on), eos_targets, rows_truncated, tokens_truncated,
-            rows_dropped_no_target, rows_dropped_prompt_too_long, tokens_left_out (in packing, without a target).
+            rows_dropped_no_target, rows_dropped_prompt_too_long, rows_prompt_not_prefix (the completion starts within
+            the prompt's last tokens), tokens_left_out (when packing: of pieces without a target).
     """
 
     dataset: "Dataset"

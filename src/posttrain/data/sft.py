@@ -48,7 +48,7 @@ def tokenise_sft(tokenizer: Any, rows: Sequence[Row], options: Options, first_ro
         return result
     encodings = iter(encode_texts(tokenizer, [text for of_row in texts.values() for text in of_row]))
     for index, of_row in texts.items():
-        documents[index] = _document(of_row, [next(encodings) for _ in of_row], options)
+        documents[index] = _document(of_row, [next(encodings) for _ in of_row], options, result)
     for index, row in enumerate(rows):
         _add(result, row.place, *documents[index], options)
     return result
@@ -87,11 +87,15 @@ def _given_tokens(tokenizer: Any, example: TokenExample, options: Options) -> tu
     return np.asarray(example.input_ids, dtype=np.int32), mask
 
 
-def _document(texts: Sequence[Text], encodings: Sequence[Encoding], options: Options) -> tuple[Ids, Mask]:
+def _document(
+    texts: Sequence[Text], encodings: Sequence[Encoding], options: Options, result: Tokenised
+) -> tuple[Ids, Mask]:
     whole = encodings[-1]
     mask = np.ones(len(whole.ids), dtype=np.int8)
     if len(encodings) > 1 and options.completion_only is not False:
-        mask[: common_prefix_length(encodings[0].ids, whole.ids)] = 0
+        prompt_length = common_prefix_length(encodings[0].ids, whole.ids)
+        mask[:prompt_length] = 0
+        result.counts["rows_prompt_not_prefix"] += prompt_length < len(encodings[0].ids)
     spans = texts[-1].spans
     if spans is not None:
         assert whole.offsets is not None

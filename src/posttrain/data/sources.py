@@ -74,10 +74,10 @@ class TableSource:
         if len(self.table) == 0:
             raise UserError(f"{self.name}: the data set is empty; it needs at least one row")
         number = 0
-        for batch in self.table.with_format("arrow").iter(_TABLE_BATCH):
-            for columns in batch.to_pylist():
+        for batch in self.table.with_format(None).iter(_TABLE_BATCH):
+            for values in zip(*batch.values(), strict=True):
                 number += 1
-                yield Row(f"{self.name} row {number}", columns)
+                yield Row(f"{self.name} row {number}", dict(zip(batch, values, strict=True)))
 
     def digest(self) -> str:
         return self.fingerprint

@@ -46,7 +46,8 @@ class Tokenised:
 
     Args:
         columns: name → one array, or one number, a row.
-        counts: rows_truncated, tokens_truncated, rows_dropped_*.
+        counts: rows_truncated, tokens_truncated, rows_dropped_*, and rows_prompt_not_prefix: the tokens of a given
+            prompt are not how prompt + completion begins, so the completion starts before the prompt's end.
         dropped: places of the rows left out, by the name of the count.
         last_trained: how often each token was the last one trained on in a sequence.
         problems: rows that cannot be used; if there are any, the columns are not complete.
