@@ -258,7 +258,7 @@ def test_several_losses_with_weights() -> None:
         ("sft", "--logging_steps 0", "logging_steps is 0"),
         ("sft", "--lr_scheduler_type greedy", "follows evaluations; set eval_strategy"),
         ("sft", "--dataloader_prefetch_factor 2", "needs dataloader_num_workers above 0"),
-        ("sft", "--dataset_streaming", "say how long to train with max_steps"),
+        ("sft", "--dataset_streaming", "is not built yet"),
         ("sft", "--test_split_size 1.5", "test_split_size is 1.5"),
         ("sft", "--label_smoothing_factor 0.1", "label_smoothing_factor is not available"),
         ("sft", '--datasets [{"path":"a/b"}]', "dataset_name and datasets both name the rows"),

@@ -4,6 +4,7 @@ A run in one process happens right here. Any other is handed to `accelerate laun
 each process; POSTTRAIN_LAUNCHED tells those that they are it.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -72,6 +73,12 @@ def train(config: CommonConfig, launch: LaunchOptions, command: Sequence[str]) -
     """
     os.environ.update(launch.env)
     check_paths(config)
+    _show_progress()
+    if config.dataset_name is not None and Path(config.dataset_name).exists():
+        # Before anything heavy is imported or launched, so that a mistake in the data is told at once.
+        from posttrain.data.prepare import check
+
+        check(config, config.data_kind)
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
     if not launched and _needs_launcher(launch):
         return supervise(launcher_command(launch, command), os.environ | launcher_environment(launch))
@@ -140,6 +147,16 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _show_progress() -> None:
+    """What posttrain says of a run (rows read, cut, dropped; ways taken) goes to stderr, one line a message."""
+    log = logging.getLogger("posttrain")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def _run_command(words: list[str]) -> int:

@@ -28,6 +28,7 @@ class TokenStatistics(NamedTuple):
         is_argmax: (N,) float32, 1 where the target is the most probable token. No gradient.
         mean_logit: (N,) float32, mean over the vocabulary. No gradient.
         log_collision: (N,) float32, log Σ p² over the vocabulary. No gradient.
+        router_loss: () load-balancing loss of a mixture of experts, where it was asked for.
     """
 
     logprobs: torch.Tensor
@@ -35,6 +36,7 @@ class TokenStatistics(NamedTuple):
     is_argmax: torch.Tensor
     mean_logit: torch.Tensor
     log_collision: torch.Tensor
+    router_loss: torch.Tensor | None = None
 
 
 def _chunk_statistics(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,9 +167,7 @@ def head_statistics(
         hidden = hidden.to(weight.dtype)
     chunk = max(1, chunk_elements // weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadStatistics.apply(
-            hidden, weight, bias, targets, temperature, chunk, with_entropy_gradient
-        )
+        return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunk, with_entropy_gradient)
 
 
 class TargetHead(nn.Linear):

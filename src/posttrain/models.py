@@ -39,7 +39,8 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
             from peft import AutoPeftModelForCausalLM
 
             with _peft_warnings():
-                return AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
+                merged = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
+            return merged.requires_grad_(True)  # peft had frozen the base
         return AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -69,6 +70,7 @@ def _quantization(config: CommonConfig) -> Any:
         bnb_4bit_quant_type=config.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=_dtype(config.dtype),
+        bnb_4bit_quant_storage=config.bnb_4bit_quant_storage,
     )
 
 
@@ -110,6 +112,12 @@ def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module
         raise UserError(
             f"LoRA does not fit this model: {str(error).splitlines()[0]}; see --lora_target_modules"
         ) from error
+
+
+def keep_bool_buffers_out_of_ddp(model: torch.nn.Module) -> None:
+    """For `--ignore_bias_buffers`: some old models hold boolean masks as buffers, which DDP cannot broadcast."""
+    names = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
+    model._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

@@ -84,11 +84,13 @@ class Scorer:
             if self.head is not None:
                 request = self.head.targeting(index, batch.target_ids, temperature, with_entropy_gradient)
                 stack.enter_context(request)
-            output = model(**inputs, use_cache=False).logits
+            output = model(**inputs, use_cache=False)
         if self.head is not None:
-            return TokenStatistics(*output[0].unbind(1))
-        logits = output.reshape(-1, output.shape[-1])[index]
-        return TokenStatistics(*statistics_from_logits(logits, batch.target_ids, temperature).unbind(1))
+            table = output.logits[0]
+        else:
+            logits = output.logits.reshape(-1, output.logits.shape[-1])[index]
+            table = statistics_from_logits(logits, batch.target_ids, temperature)
+        return TokenStatistics(*table.unbind(1), getattr(output, "aux_loss", None))
 
 
 def _trial_batch(vocab_size: int) -> PackedBatch:

@@ -6,6 +6,7 @@ whole optimizer step, over all ranks, and any cut of a step into micro-batches a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import resource
 import sys
@@ -50,6 +51,7 @@ class PostTrainer(Trainer):
     def __init__(self, method: Method, scorer: Scorer, **kwargs: Any):
         self.method = method
         self.scorer = scorer
+        self.router_loss_coef = method.config.router_aux_loss_coef
         super().__init__(data_collator=method.collate, **kwargs)
         # Losses here are divided by the weight of the whole step: nothing is left to divide by.
         self.model_accepts_loss_kwargs = True
@@ -105,9 +107,21 @@ class PostTrainer(Trainer):
         totals = num_items_in_batch or self.method.weights(inputs)
         share = sum(term.sum * (term.coefficient / totals[term.divide_by]) for term in loss.terms)
         self._count(loss)
+        if self.router_loss_coef and statistics.router_loss is not None:
+            # A mean over the tokens of one forward pass; micro-batches count by their targets.
+            part = inputs.num_targets / totals["targets"]
+            share = share + self.router_loss_coef * part * statistics.router_loss
+            self._count(Loss((), {"aux_loss": (statistics.router_loss * part, part)}))
         # The wrappers of data parallelism average gradients over ranks; the shares are to be added.
         share = share * self.args.world_size
         return (share, statistics) if return_outputs else share
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """With `--activation_offloading`, what the backward pass needs waits in the CPU's memory."""
+        stack = super().compute_loss_context_manager()
+        if self.method.config.activation_offloading and torch.cuda.is_available():
+            stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
+        return stack
 
     def _count(self, loss: Loss) -> None:
         for name, (total, weight) in loss.metrics.items():

@@ -20,7 +20,14 @@ from posttrain.errors import UserError
 from posttrain.methods import Method
 from posttrain.methods.dpo import DPO
 from posttrain.methods.sft import SFT
-from posttrain.models import add_adapter, disable_dropout, load_causal_model, match_tokenizer, save_complete
+from posttrain.models import (
+    add_adapter,
+    disable_dropout,
+    keep_bool_buffers_out_of_ddp,
+    load_causal_model,
+    match_tokenizer,
+    save_complete,
+)
 from posttrain.scoring import Scorer
 from posttrain.trainer import TIMINGS, PostTrainer
 
@@ -43,7 +50,7 @@ def run(config: CommonConfig) -> dict[str, float]:
     """
     method = METHODS[type(config)](config)
     tokenizer = load_tokenizer(config)
-    train = prepare(config, tokenizer, method.data_kind, config.dataset_train_split)
+    train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
     assert train is not None
     evaluation = _evaluation_data(config, tokenizer, method)
     arguments = training_arguments(config)
@@ -54,6 +61,10 @@ def run(config: CommonConfig) -> dict[str, float]:
     match_tokenizer(model, tokenizer)
     if getattr(config, "disable_dropout", False):
         disable_dropout(model)
+    if config.ignore_bias_buffers:
+        keep_bool_buffers_out_of_ddp(model)
+    if config.router_aux_loss_coef is not None:
+        model.config.output_router_logits = True
     scorer = Scorer(model, packed=config.attn_implementation is None)
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     datasets = method.setup(model, scorer, datasets, arguments.device)
@@ -81,7 +92,7 @@ def run(config: CommonConfig) -> dict[str, float]:
 def _evaluation_data(config: CommonConfig, tokenizer: Any, method: Method) -> PreparedData | None:
     if config.eval_strategy in (None, "no") and not config.do_eval:
         return None
-    data = prepare(config, tokenizer, method.data_kind, config.dataset_test_split)
+    data = prepare(config, tokenizer, config.data_kind, config.dataset_test_split)
     if data is None:
         raise UserError(
             f"--eval_strategy {config.eval_strategy} needs evaluation data, and {config.dataset_name} has no split "

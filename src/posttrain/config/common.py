@@ -87,11 +87,13 @@ class DataFlags:
     dataset_config: str | None = flag(None, "Configuration of a hub dataset.")
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to evaluate on.")
-    dataset_streaming: bool = flag(False, "Read the dataset row by row, never as a whole.")
+    dataset_streaming: bool = flag(False, "Refused for now: tokenised rows are kept in a file mapped into memory.")
     datasets: list[DatasetSource] = flag([], "A mixture of datasets, in a YAML file (or as JSON).")
-    streaming: bool = flag(False, "Read the mixture row by row, never as a whole.")
+    streaming: bool = flag(False, "Refused for now, as dataset_streaming.")
     test_split_size: float | None = flag(None, "Rows (share of all below 1) of the mixture to hold out.", low=0)
-    dataset_num_proc: int | None = flag(None, "Processes that prepare the rows.", low=1)
+    dataset_num_proc: int | None = flag(
+        None, "Without effect: rows are tokenised in batches, on all cores.", low=1
+    )
 
 
 @dataclass(kw_only=True)
@@ -113,6 +115,7 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
     """
 
     method: ClassVar[str]
+    data_kind: ClassVar[str]
     summary: ClassVar[str]
     explicit: frozenset[str] = frozenset()
 
@@ -173,10 +176,12 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
         with_fraction = [source.fraction is not None for source in self.datasets]
         if any(with_fraction) and not all(with_fraction):
             yield "datasets: fraction stands with some datasets only; give it for all of them or for none"
-        if (self.streaming or self.dataset_streaming) and (self.max_steps or -1) < 1:
-            yield "a streamed dataset has no known length: say how long to train with max_steps"
-        if any(with_fraction) and (self.streaming or self.dataset_streaming):
-            yield "datasets: fraction needs the number of rows, which a streamed dataset does not tell; leave one out"
+        for name in ("streaming", "dataset_streaming"):
+            if getattr(self, name):
+                yield (
+                    f"{name} is not built yet: rows are read one by one and kept, tokenised, in a file mapped into "
+                    "memory, so large data needs disk and no memory; leave it out, or take a part of the data"
+                )
         size = self.test_split_size
         if size is not None and (size == 0 or (size > 1 and size % 1)):
             yield f"test_split_size is {size:g}; it must be a share below 1 or a whole number of rows"

@@ -78,6 +78,7 @@ class SFTConfig(SFTFlags, LengthFlags, CommonConfig):
     """Everything that a run of supervised fine-tuning is told."""
 
     method: ClassVar[str] = "sft"
+    data_kind: ClassVar[str] = "sft"
     summary: ClassVar[str] = "supervised fine-tuning on texts, conversations or prompts with completions"
 
     def problems(self) -> Iterator[str]:
@@ -85,6 +86,9 @@ class SFTConfig(SFTFlags, LengthFlags, CommonConfig):
         yield from super().problems()
         if (self.packing or self.eval_packing) and self.max_length is None:
             yield "packing fills rows of max_length tokens; give max_length a number"
+        unknown = sorted(set(self.dataset_kwargs or {}) - {"skip_prepare_dataset"})
+        if unknown:
+            yield f"dataset_kwargs: {', '.join(unknown)} means nothing here; tokenised rows are known by their columns"
 
 
 @dataclass(kw_only=True)
@@ -92,6 +96,7 @@ class DPOConfig(DPOFlags, LengthFlags, CommonConfig):
     """Everything that a run of direct preference optimisation is told."""
 
     method: ClassVar[str] = "dpo"
+    data_kind: ClassVar[str] = "preference"
     summary: ClassVar[str] = "direct preference optimisation on pairs of a chosen and a rejected answer"
 
     def problems(self) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from posttrain.batch import PackedBatch
 from posttrain.logprobs import TokenStatistics
@@ -26,8 +26,6 @@ class Method:
     Args:
         config: the flags of the run.
     """
-
-    data_kind: ClassVar[str]
 
     def __init__(self, config: CommonConfig):
         self.config = config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 class DPO(Method):
     config: DPOConfig
-    data_kind: ClassVar[str] = "preference"
 
     def __init__(self, config: DPOConfig):
         super().__init__(config)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
@@ -16,7 +14,6 @@ from posttrain.methods import Method, Row
 
 class SFT(Method):
     config: SFTConfig
-    data_kind: ClassVar[str] = "sft"
 
     def collate(self, rows: list[Row]) -> PackedBatch:
         ids: list[np.ndarray] = []
