@@ -25,6 +25,12 @@ REASONING = (
 )
 # Opens a reasoning block in the generation prompt that the conversation does not have.
 OPENING = PLAIN_TEMPLATE.replace("<|bot|>{% endif %}", "<|bot|><think>{% endif %}")
+# Ends the last answer with another token than the earlier ones, and opens answers with one.
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>{% else %}"
+    "<|bot|><bos>{{ m.content }}"
+    "{{ '<eos>' if loop.last else '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|bot|>{% endif %}"
+)
 # No special token at all, and none that ends a turn.
 WORDS = (
     "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}\n{% endfor %}"
@@ -58,9 +64,10 @@ def test_boundaries_are_what_the_markers_say() -> None:
         (OPENING, ["one<|end|>", "two<|end|>"]),
         (CLOSING, ["one<|end|>", "two<|end|>\n<eos>"]),
         (REASONING, ["one<|end|>", "<think></think>two<|end|>"]),
+        (CHANNELS, ["<bos>one", "<bos>two<eos>"]),
         (WORDS, ["one\n", "two\n"]),
     ],
-    ids=["plain", "strict", "opening", "closing", "reasoning", "words"],
+    ids=["plain", "strict", "opening", "closing", "reasoning", "channels", "words"],
 )
 def test_any_template(template: str, expected: list[str]) -> None:
     assert spoken(template, TALK) == expected
@@ -75,6 +82,13 @@ def test_the_assistant_first_twice_and_in_the_middle() -> None:
     assert spoken(PLAIN_TEMPLATE, [bot("hi"), user("a?")]) == ["hi<|end|>"]
     assert spoken(PLAIN_TEMPLATE, [user("a?"), bot("x"), bot("y")]) == ["x<|end|>", "y<|end|>"]
     assert spoken(PLAIN_TEMPLATE, [user("a?")]) == []
+
+
+def test_a_message_that_the_template_leaves_out() -> None:
+    """Nothing but the end token is left of it: the texts part within <|bot|> and <|end|>, which begin alike."""
+    template = PLAIN_TEMPLATE.replace("{{ m.content }}", "{{ m.content if m.content else '' }}")
+    silent = template.replace("'<|bot|>' if m.role", "'' if not m.content else '<|bot|>' if m.role")
+    assert spoken(silent, [user("a?"), bot(""), user("b?"), bot("two")]) == ["<|end|>", "two<|end|>"]
 
 
 def test_messages_that_repeat_each_other() -> None:

@@ -5,9 +5,9 @@ messages are found from the template's own behaviour, so every template will do:
 
 1. By prefixes. The conversation up to an assistant's message, with the generation prompt, is a prefix of the whole; so
    is the conversation through that message. What lies between is the assistant's.
-2. By probes, where the prefixes do not hold (a template that drops the reasoning of earlier turns, or that closes every
-   text with an end token). The message is replaced by two probe words in turn. What both renderings share before and
-   after the probe is what surrounds the message in the whole text.
+2. By probes, for a beginning or an end where that does not hold (a template that drops the reasoning of earlier turns,
+   or that closes every text with an end token). The message is replaced by two probe words in turn. What both
+   renderings share before and after the probe is what surrounds the message in the whole text.
 
 In both cases the end-of-turn token belongs to the assistant, white space after it does not: a model that has ended its
 turn does not write it.
@@ -107,49 +107,54 @@ def assistant_spans(render: Render, messages: list[Message], special_tokens: tup
         special_tokens: texts of the tokenizer's special tokens, among them those that end a turn.
 
     Raises:
-        RowError: the template hides where a message begins and ends.
+        RowError: the template hides where a message begins or ends.
     """
     whole = render(messages, False)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        span = _span_by_prefixes(render, messages, index, whole)
-        if span is None:
-            span = _span_by_probes(render, messages, index, whole, special_tokens)
-        if span is None:
-            raise RowError(
-                "the chat template hides where the assistant's part is",
-                f"message {index} cannot be found in the rendered text, so assistant_only_loss has nothing to go by; "
-                "put {% generation %} and {% endgeneration %} around the assistant's part of the template "
-                "(--chat_template_path), or train on prompt and completion",
-            )
-        spans.append(_without_space_after_end(whole, span, special_tokens))
+        start = _start_by_prefix(render, messages, index, whole)
+        stop = _stop_by_prefix(render, messages, index, whole)
+        if start is None or stop is None:
+            probed = _span_by_probes(render, messages, index, whole, special_tokens)
+            if probed is None:
+                raise RowError(
+                    "the chat template hides where the assistant's part is",
+                    f"message {index} cannot be found in the rendered text, so assistant_only_loss has nothing to go "
+                    "by; put {% generation %} and {% endgeneration %} around the assistant's part of the template "
+                    "(--chat_template_path), or train on prompt and completion",
+                )
+            start = probed[0] if start is None else start
+            stop = probed[1] if stop is None else stop
+        start = _not_within_token(whole, start, special_tokens)
+        spans.append(_without_space_after_end(whole, (start, stop), special_tokens))
     return whole, spans
 
 
 def _try(render: Render, messages: list[Message], add_generation_prompt: bool) -> str | None:
-    """Templates may refuse a part of a conversation: None then."""
+    """Templates may refuse a part of a conversation: None then; and None where there is nothing to render."""
     try:
-        return render(messages, add_generation_prompt)
+        return render(messages, add_generation_prompt) or None
     except RowError:
         return None
 
 
-def _span_by_prefixes(render: Render, messages: list[Message], index: int, whole: str) -> Span | None:
-    if index == 0:
-        return None  # nothing can be rendered before it
-    through = whole if index == len(messages) - 1 else _try(render, messages[: index + 1], False)
+def _start_by_prefix(render: Render, messages: list[Message], index: int, whole: str) -> int | None:
     opened = _try(render, messages[:index], True)
-    if through is None or opened is None or not whole.startswith(through):
+    if opened is None:
         return None
     start = common_prefix_length(opened, whole)
-    if start < len(opened):
-        # The generation prompt says more than the whole text has there, such as an opening <think>.
-        before = _try(render, messages[:index], False)
-        if before is None or not whole.startswith(before) or start <= len(before):
-            return None
-    return start, len(through)
+    if start == len(opened):
+        return start
+    # The generation prompt may say more than the whole text has there, such as an opening <think>.
+    before = _try(render, messages[:index], False)
+    return start if before is not None and whole.startswith(before) and start > len(before) else None
+
+
+def _stop_by_prefix(render: Render, messages: list[Message], index: int, whole: str) -> int | None:
+    through = whole if index == len(messages) - 1 else _try(render, messages[: index + 1], False)
+    return len(through) if through is not None and whole.startswith(through) else None
 
 
 def _span_by_probes(
@@ -166,28 +171,10 @@ def _span_by_probes(
     start, stop = common_prefix_length(head, whole), len(whole) - len(tail)
     if start > stop:
         return None
-    start = _after_generation_prompt(render, messages[:index], whole, start, special_tokens)
     closed = _try(render, [*messages[:index], probes[0]], False)
     if closed is not None and _PROBES[0] in closed:
-        ending = closed.rpartition(_PROBES[0])[2]
-        stop += _shared_ending(ending, whole[stop:], special_tokens)
+        stop += _shared_ending(closed.rpartition(_PROBES[0])[2], whole[stop:], special_tokens)
     return start, stop
-
-
-def _after_generation_prompt(
-    render: Render, before: list[Message], whole: str, start: int, special_tokens: tuple[str, ...]
-) -> int:
-    """Moves the start back over what the template itself puts between the generation prompt and the message, such as an
-    empty reasoning block: the model has to write that too."""
-    opened, closed = _try(render, before, True), _try(render, before, False)
-    if opened is None or closed is None:
-        return start
-    generation_prompt = opened[common_prefix_length(opened, closed) :]
-    position = whole.rfind(generation_prompt, 0, start) if generation_prompt else -1
-    end = position + len(generation_prompt)
-    if position < 0 or end > start or any(token in whole[end:start] for token in special_tokens):
-        return start
-    return end
 
 
 def _shared_ending(ending: str, following: str, special_tokens: tuple[str, ...]) -> int:
@@ -195,6 +182,15 @@ def _shared_ending(ending: str, following: str, special_tokens: tuple[str, ...])
     shared = ending[: common_prefix_length(ending, following)]
     last = max((shared.rfind(token) + len(token) for token in special_tokens if token in shared), default=0)
     return len(shared) if shared == ending and not last else last
+
+
+def _not_within_token(text: str, start: int, special_tokens: tuple[str, ...]) -> int:
+    """Texts may part in the middle of two special tokens that begin alike: back to where the token begins."""
+    for token in special_tokens:
+        begin = text.find(token, max(0, start - len(token) + 1), start + len(token) - 1)
+        if 0 <= begin < start:
+            return begin
+    return start
 
 
 def _without_space_after_end(text: str, span: Span, special_tokens: tuple[str, ...]) -> Span:
