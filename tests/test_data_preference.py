@@ -121,5 +121,5 @@ def test_mistakes(prepared: Callable[..., PreparedData]) -> None:
         prepared([{**pair, "rejected": ""}])
     with pytest.raises(UserError, match="no chat template"):
         prepared([{"chosen": [user("?"), bot("y")], "rejected": [user("?"), bot("n")]}], make_tokenizer(None))
-    with pytest.raises(UserError, match="no row is left"):
+    with pytest.raises(UserError, match="none is left"):
         prepared([{**pair, "prompt": "abcdef"}], max_length=4)

@@ -154,14 +154,14 @@ def test_what_is_dropped_and_cut_is_counted(
         "rows_dropped_prompt_too_long": 1,
     }
     assert "1 of 4 rows cut to --max_length 4, 4 tokens lost" in caplog.text
-    assert "1 of 4 rows dropped, --max_length 4 leaves no token to train on" in caplog.text
+    assert "1 of 4 rows dropped, the prompt fills --max_length 4 and leaves no token to train on" in caplog.text
     assert "rows.jsonl line 1)" in caplog.text and "rows.jsonl line 4)" in caplog.text
 
 
 def test_nothing_left_is_an_error(prepared: Callable[..., PreparedData]) -> None:
-    with pytest.raises(UserError, match=r"no row is left to train on; 2 rows: --max_length 2 leaves no token"):
+    with pytest.raises(UserError, match="of 2 rows none is left to train on: the prompt fills --max_length 2"):
         prepared([{"prompt": "abc", "completion": "d"}] * 2, max_length=2)
-    with pytest.raises(UserError, match="no row is left"):
+    with pytest.raises(UserError, match="none is left"):
         prepared([{"messages": [user("a")]}], assistant_only_loss=True, packing=True)
 
 
@@ -341,7 +341,7 @@ def test_early_check_needs_no_tokenizer(tmp_path: Path) -> None:
     rows = [{"text": "a"}] * 1500 + [{"text": 3}]
     config = SFTConfig(model_name_or_path="m", dataset_name=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
     check(config, "sft")  # looks at the beginning only
-    with pytest.raises(UserError, match=r"1000 of the first 1,000 rows(.|\n)*wrong columns for preference"):
+    with pytest.raises(UserError, match=r"1,000 of the first 1,000 rows(.|\n)*wrong columns for preference"):
         check(DPOConfig(model_name_or_path="m", dataset_name=config.dataset_name), "preference")
     config.dataset_name = str(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no such file"):

@@ -34,7 +34,7 @@ _IDS_AND_MASK = {
 }
 _DROPPED = {
     "rows_dropped_no_target": "no token to train on",
-    "rows_dropped_prompt_too_long": "--max_length {max_length} leaves no token to train on",
+    "rows_dropped_prompt_too_long": "the prompt fills --max_length {max_length} and leaves no token to train on",
 }
 _ROWS_AT_ONCE = 1024
 _SECONDS_BEFORE_BAR = 3.0
@@ -129,10 +129,11 @@ def _check_something_left(totals: _Totals, source: Source, options: Options) -> 
     if totals.counts["rows"]:
         return
     reasons = [
-        f"{totals.counts[name]:,} rows: {_DROPPED[name].format(max_length=options.max_length)} ({', '.join(places)})"
+        f"{_DROPPED[name].format(max_length=options.max_length)} (first: {', '.join(places)})"
         for name, places in totals.dropped.items()
     ]
-    raise UserError(f"{source.name}: no row is left to train on; {'; '.join(reasons)}")
+    num_rows = f"{totals.counts['rows_read']:,}"
+    raise UserError(f"{source.name}: of {num_rows} rows none is left to train on: {'; '.join(reasons)}")
 
 
 def _notes(totals: _Totals, tokenizer: Any, options: Options) -> list[str]:

@@ -289,6 +289,6 @@ def _wrong_columns(kind: str, columns: Mapping[str, Any], hint: str) -> RowError
     advice = f"{hint}\n" if hint else ""
     example = row_as_text(dict(columns), 300)
     return RowError(
-        f"wrong columns for {kind}",
+        f"wrong columns for {'sft' if kind == 'sft' else 'preference training (dpo)'}",
         f"found the columns {found}:\n  {example}\n{advice}needed is a row such as\n{NEEDS[kind]}",
     )

@@ -56,9 +56,9 @@ class Problems:
         if not self.found:
             return
         total = sum(count for count, _, _ in self.found.values())
-        lines = [f"{name}: {total} of {rows} cannot be used"]
+        lines = [f"{name}: {total:,} of {rows} cannot be used"]
         for headline, (count, places, detail) in self.found.items():
-            more = f" and {count - len(places)} more" if count > len(places) else ""
+            more = f" and {count - len(places):,} more" if count > len(places) else ""
             lines.append(f"{headline} ({', '.join(places)}{more}): {detail}")
         raise UserError("\n".join(lines))
 
