@@ -1,0 +1,1 @@
+"""What stands around a run: parameters of the stages, their source files, and their metrics."""
