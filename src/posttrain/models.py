@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -136,6 +137,15 @@ def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     else:
         getattr(model, f"{name}_checkpointing_disable")()
+
+
+def digest_of_model(model: PreTrainedModel) -> str:
+    """sha256 over the names, shapes, types and bytes of all tensors of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_complete(output_dir: str, write: Any, state: dict[str, Any]) -> None:

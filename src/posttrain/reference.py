@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.batch import PackedBatch
-from posttrain.models import checkpoint_activations
+from posttrain.models import checkpoint_activations, digest_of_model
 from posttrain.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -105,15 +105,6 @@ class SyncReference(TrainerCallback):
         policy = _unwrap(kwargs["model"])
         for own, new in zip(self.reference.model.parameters(), policy.parameters(), strict=True):
             own.lerp_(new.to(own.device, own.dtype), self.alpha)
-
-
-def digest_of_model(model: PreTrainedModel) -> str:
-    """sha256 over the names, shapes, types and bytes of all tensors of a model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def with_stored_logprobs(

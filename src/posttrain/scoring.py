@@ -90,7 +90,9 @@ class Scorer:
         else:
             logits = output.logits.reshape(-1, output.logits.shape[-1])[index]
             table = statistics_from_logits(logits, batch.target_ids, temperature)
-        return TokenStatistics(*table.unbind(1), getattr(output, "aux_loss", None))
+        logprobs, entropy, is_argmax, mean_logit, log_collision = table.unbind(1)
+        router_loss = getattr(output, "aux_loss", None)
+        return TokenStatistics(logprobs, entropy, is_argmax, mean_logit, log_collision, router_loss)
 
 
 def _trial_batch(vocab_size: int) -> PackedBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -22,6 +23,7 @@ from posttrain.methods.dpo import DPO
 from posttrain.methods.sft import SFT
 from posttrain.models import (
     add_adapter,
+    digest_of_model,
     disable_dropout,
     keep_bool_buffers_out_of_ddp,
     load_causal_model,
@@ -66,6 +68,8 @@ def run(config: CommonConfig) -> dict[str, float]:
     if config.router_aux_loss_coef is not None:
         model.config.output_router_logits = True
     scorer = Scorer(model, packed=config.attn_implementation is None)
+    if config.work_dir is not None:
+        arguments.output_dir = str(Path(config.work_dir) / fingerprint(config, train, evaluation, model))
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     datasets = method.setup(model, scorer, datasets, arguments.device)
     trainer = PostTrainer(
@@ -106,8 +110,12 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
     """transformers' arguments of a run, with what this project decides: precision by hardware, batches as they are."""
     on_gpu = torch.cuda.is_available() and not config.use_cpu
     decided: dict[str, Any] = {"output_dir": config.work_dir or config.output_dir, "remove_unused_columns": False}
+    if not torch.accelerator.is_available():
+        decided["use_cpu"] = True
     if config.bf16 is None and not config.fp16:
         decided["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+    if not on_gpu:
+        decided |= _what_a_cpu_lacks(config)
     if config.gradient_checkpointing is None:
         decided["gradient_checkpointing"] = on_gpu
     if config.gradient_checkpointing_kwargs is None:
@@ -115,6 +123,35 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
     if config.dataloader_pin_memory is None:
         decided["dataloader_pin_memory"] = on_gpu
     return TrainingArguments(**config.training_arguments(**decided))
+
+
+# Where results go, and what only watches a run: without a say in what is trained.
+WITHOUT_A_SAY = (
+    *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
+    *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets"),
+)
+
+
+def fingerprint(
+    config: CommonConfig, train: PreparedData, evaluation: PreparedData | None, model: transformers.PreTrainedModel
+) -> str:
+    """A name for all that a run's result depends on: flags, tokenised rows, and the weights that it starts from."""
+    flags = {name: value for name, value in config.to_mapping().items() if name not in WITHOUT_A_SAY}
+    rows = [data.dataset._fingerprint for data in (train, evaluation) if data is not None]
+    content = json.dumps([flags, rows, digest_of_model(model)], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _what_a_cpu_lacks(config: CommonConfig) -> dict[str, Any]:
+    """Precisions that were asked for and that only other hardware has: a command made for a GPU runs in float32."""
+    lacking = {
+        "bf16": bool(config.bf16) and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "fp16": bool(config.fp16),
+        "tf32": bool(config.tf32),
+    }
+    for name in (name for name, lacks in lacking.items() if lacks):
+        logger.warning("--%s: this machine has no hardware for it; training in float32.", name)
+    return {name: False if name != "tf32" else None for name, lacks in lacking.items() if lacks}
 
 
 def _last(history: list[dict[str, float]], key: str) -> dict[str, float]:
