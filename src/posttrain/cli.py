@@ -149,13 +149,18 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+class _ToStderr(logging.Handler):
+    """To whatever stderr is when the message comes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _show_progress() -> None:
     """What posttrain says of a run (rows read, cut, dropped; ways taken) goes to stderr, one line a message."""
     log = logging.getLogger("posttrain")
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_ToStderr())
         log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 

@@ -77,7 +77,8 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
     folder = store.cached_folder(cache_root(config.cache_dir) / "tokenised", key, fill)
     about = store.read_about(folder)
     if is_first_process():
-        logger.info("%s: %s", source.name, ", ".join(f"{name} {count:,}" for name, count in about["counts"].items()))
+        counts = {name.replace("_", " "): count for name, count in about["counts"].items() if count}
+        logger.info("%s: %s", source.name, ", ".join(f"{count:,} {name}" for name, count in counts.items()))
         for note in about["notes"]:
             logger.warning("%s: %s", source.name, note)
     return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"])
