@@ -3,9 +3,9 @@
 import sys
 
 import recorder
-from posttrain.training import run
 
 from posttrain.config import parse_command_line
+from posttrain.training import run
 
 if __name__ == "__main__":
     method, record, *flags = sys.argv[1:]
