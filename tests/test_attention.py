@@ -1,0 +1,78 @@
+"""The two ways of attention by segments against a dense mask written out token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from posttrain import attention
+from posttrain.attention import UnsupportedAttentionError, _attend_per_segment, _attend_varlen
+from posttrain.batch import NO_PARENT, pack
+
+LENGTHS, PARENTS = (6, 3, 5, 4, 2), (NO_PARENT, 0, 0, NO_PARENT, 3)
+
+
+def tensors(key_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    total = sum(LENGTHS)
+    return torch.randn(1, 4, total, 8), torch.randn(1, key_heads, total, 8), torch.randn(1, key_heads, total, 8)
+
+
+def dense(window: int | None) -> torch.Tensor:
+    """(T, T): may token i see token j? By the definition: own segment or parent, no later, within the window."""
+    segment = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    position = pack([np.arange(n) for n in LENGTHS], [np.zeros(n) for n in LENGTHS], PARENTS, 2).position_ids
+    total = len(segment)
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    for i in range(total):
+        for j in range(total):
+            related = segment[j] in (segment[i], PARENTS[segment[i]])
+            distance = int(position[i] - position[j])
+            mask[i, j] = related and 0 <= distance and (window is None or distance < window)
+    return mask
+
+
+def varlen_by_its_documentation(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float | None, window_size: tuple[int, int],
+) -> torch.Tensor:  # fmt: skip
+    """What torch's kernel promises, (T, heads, D) in and out: bottom-right alignment, (left, right) windows."""
+    pieces = []
+    repeats = query.shape[1] // key.shape[1]
+    for s in range(len(cu_q) - 1):
+        q = query[cu_q[s] : cu_q[s + 1]].transpose(0, 1)
+        k, v = (x[cu_k[s] : cu_k[s + 1]].repeat_interleave(repeats, 1).transpose(0, 1) for x in (key, value))
+        assert q.shape[1] <= max_q and k.shape[1] <= max_k
+        ahead = torch.arange(k.shape[1])[None] - (torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1])
+        left, right = window_size
+        mask = (ahead <= right) & ((ahead >= -left) | torch.tensor(left < 0))
+        pieces.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_both_ways_are_the_dense_mask(window: int | None, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_varlen", lambda: varlen_by_its_documentation)
+    query, key, value = tensors(key_heads)
+    segments = pack([np.arange(n) for n in LENGTHS], [np.zeros(n) for n in LENGTHS], PARENTS, 2).segments
+    expected = scaled_dot_product_attention(
+        query, key, value, attn_mask=dense(window), scale=0.5, enable_gqa=key_heads != 4
+    ).transpose(1, 2)
+    per_segment = _attend_per_segment(query, key, value, segments, 0.5, 0.0, window)
+    varlen = _attend_varlen(query, key, value, segments, 0.5, window)
+    torch.testing.assert_close(per_segment, expected)
+    torch.testing.assert_close(varlen, expected)
+
+
+@pytest.mark.parametrize("feature", ["s_aux", "softcap", "position_bias"])
+def test_what_it_lacks_is_refused(feature: str) -> None:
+    query, key, value = tensors(4)
+    segments = pack([np.arange(n) for n in LENGTHS], [np.zeros(n) for n in LENGTHS], PARENTS, 2).segments
+    extra: dict[str, Any] = {feature: 1.0}
+    with pytest.raises(UnsupportedAttentionError, match=feature):
+        attention.attention(torch.nn.Module(), query, key, value, None, segments=segments, **extra)
