@@ -32,7 +32,7 @@ def dense(window: int | None) -> torch.Tensor:
         for j in range(total):
             related = segment[j] in (segment[i], PARENTS[segment[i]])
             distance = int(position[i] - position[j])
-            mask[i, j] = related and 0 <= distance and (window is None or distance < window)
+            mask[i, j] = related and distance >= 0 and (window is None or distance < window)
     return mask
 
 

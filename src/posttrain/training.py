@@ -120,6 +120,8 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
         decided["gradient_checkpointing"] = on_gpu
     if config.gradient_checkpointing_kwargs is None:
         decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if config.ddp_find_unused_parameters is None:
+        decided["ddp_find_unused_parameters"] = False  # every parameter takes part; looking for others costs time
     if config.dataloader_pin_memory is None:
         decided["dataloader_pin_memory"] = on_gpu
     return TrainingArguments(**config.training_arguments(**decided))
