@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def test_two_processes_give_the_same_step(base: Path, tmp_path: Path) -> None:
     extra = ["--loss_type", "sigmoid", "sft", "--eval_strategy", "steps", "--eval_steps", "1"]
     one = run("dpo", base, data, tmp_path / "one", *geometry(8, 1), *extra, "--per_device_eval_batch_size", "2")
     launch = ["--num_processes", "2", "--accelerate_config", "cpu"]
-    two = run("dpo", base, data, tmp_path / "two", *geometry(4, 1), *extra, *launch, "--per_device_eval_batch_size", "1")
+    two = run(
+        "dpo", base, data, tmp_path / "two", *geometry(4, 1), *extra, *launch, "--per_device_eval_batch_size", "1"
+    )
     for some in (names[:4], names[4:]):
         expected, actual = torch.tensor(curve(one, *some)), torch.tensor(curve(two, *some))
         assert expected.shape == (3, len(some))
@@ -85,6 +88,19 @@ def test_the_same_run_twice_is_the_same_to_the_bit(base: Path, tmp_path: Path) -
         if (tmp_path / "a" / name).is_file():
             a, b = ((tmp_path / side / name).read_bytes() for side in "ab")
             assert a.replace(b"/a", b"/b") == b.replace(b"/a", b"/b"), name
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_run_goes_on_from_a_checkpoint(method: str, base: Path, tmp_path: Path) -> None:
+    """Eight steps, and the last five of them from the third's checkpoint, in the middle of an epoch: the same bytes."""
+    data = (write_sft if method == "sft" else write_preference)(tmp_path / "rows.jsonl")
+    words = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "3", *geometry(3, 1)]
+    whole = run(method, base, data, tmp_path / "a", *words)
+    shutil.copytree(tmp_path / "a" / "checkpoint-3", tmp_path / "b" / "checkpoint-3")
+    resumed = run(method, base, data, tmp_path / "b", *words, "--resume_from_checkpoint")
+    assert curve(resumed, "loss", "grad_norm", "num_tokens") == curve(whole, "loss", "grad_norm", "num_tokens")
+    weights = [(tmp_path / side / "model.safetensors").read_bytes() for side in "ab"]
+    assert weights[0] == weights[1]
 
 
 def test_what_a_run_leaves(base: Path, tmp_path: Path) -> None:

@@ -58,7 +58,6 @@ class PostTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._sums: dict[str, torch.Tensor] = {}
         self._weights: dict[str, float | torch.Tensor] = defaultdict(float)
-        self._num_tokens = 0.0
         self._tokens_since_log = 0.0
         self._clock = time.perf_counter()
 
@@ -151,8 +150,8 @@ class PostTrainer(Trainer):
             tokens = self._tokens_since_log
             if self.args.world_size > 1:
                 tokens = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum").item()
-            self._num_tokens += tokens
-            logs["num_tokens"] = self._num_tokens
+            before = next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0)
+            logs["num_tokens"] = before + tokens
             logs["tokens_per_second"] = tokens / (time.perf_counter() - self._clock)
             logs["peak_memory_mib"] = peak_memory_mib()
             self._tokens_since_log, self._clock = 0.0, time.perf_counter()
