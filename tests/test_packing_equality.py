@@ -53,7 +53,7 @@ def unshared(trees: Sequences) -> list[PackedBatch]:
 def score(model: nn.Module, scorer: Scorer, batches: list[PackedBatch]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Statistics (N, 5) over all batches, and the gradients of a loss that weighs every target differently."""
     model.zero_grad()
-    table = torch.cat([torch.stack(scorer(model, batch, with_entropy_gradient=True), dim=1) for batch in batches])
+    table = torch.cat([torch.stack(scorer(model, batch, with_entropy_gradient=True)[:5], dim=1) for batch in batches])
     weights = torch.linspace(0.5, 1.5, table.shape[0])
     (table[:, 0] * weights + 0.3 * table[:, 1] * weights).sum().backward()
     return table.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -138,6 +138,15 @@ def test_lora(family: str, trees: Sequences) -> None:
         plain = Scorer(bare)(bare, shared(trees)).logprobs
     torch.testing.assert_close(without, plain, rtol=1e-6, atol=1e-6)
     assert (without - table[:, 0]).abs().max() > 0.1
+
+
+def test_a_mixture_of_experts_says_how_its_router_balances(trees: Sequences) -> None:
+    model = make("mixtral")
+    scorer = Scorer(model)
+    assert scorer(model, shared(trees)).router_loss is None
+    model.config.output_router_logits = True
+    router_loss = scorer(model, shared(trees)).router_loss
+    assert router_loss is not None and router_loss.requires_grad and router_loss.item() > 0
 
 
 def test_documents_do_not_see_each_other() -> None:
