@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import posttrain.logprobs
 from posttrain.logprobs import TargetHead, head_statistics, statistics_from_logits
 
 
@@ -35,7 +36,13 @@ def case(bias: bool) -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("rows_at_once", [1, 7, 23, 100])
-def test_chunks_change_nothing(bias: bool, temperature: float, rows_at_once: int) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_chunks_change_nothing(
+    bias: bool, temperature: float, rows_at_once: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows at once or all, their probabilities kept for the backward pass or computed again."""
+    if not kept:
+        monkeypatch.setattr(posttrain.logprobs, "KEPT_ELEMENTS", 0)
     hidden, head, targets = case(bias)
     weights = torch.randn(23, 2)
     parameters = [hidden, *head.parameters()]

@@ -21,7 +21,7 @@ LAYERS = [
     {"cli", "experiment"},
     {"training", "trainer"},
     {"methods"},
-    {"data", "losses", "models", "scoring", "reference"},
+    {"data", "losses", "models", "scoring", "reference", "grading"},
     {"batch", "attention", "logprobs", "config", "cache", "errors"},
 ]
 
@@ -29,6 +29,11 @@ LAYERS = [
 def stages() -> dict[str, dict]:
     """The stages of dvc.yaml; one with a matrix stands for all of its items."""
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def params() -> dict[str, dict]:
+    """The sections of params.yaml."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def names_of(entries: list) -> list[str]:
@@ -52,20 +57,28 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
     assert all(isinstance(entry, str) for entry in stage["outs"])  # `persist` and `cache: false` switch it off
     for entry in [*stage["metrics"], *stage.get("plots", [])]:
         assert list(entry.values()) == [{"cache": False}]  # these stand in git
+
+
+@pytest.mark.parametrize("name", stages())
+def test_what_a_stage_reads_another_one_makes(name: str) -> None:
+    stage = stages()[name]
     made = {path for other in stages().values() for path in names_of(other["outs"])}
-    inputs = {path for path in names_of(stage["deps"]) if not path.endswith(".py")}
-    assert {path for path in inputs if "$" not in path} <= made
-    for item in stage.get("matrix", {}).get("model", []):
-        assert {path.replace("${item.model}", item) for path in inputs} <= made
+    for item in stage.get("matrix", {"model": [""]})["model"]:
+        values = params() | {"item": {"model": item}}
+        inputs = {
+            re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: values[found[1]][found[2]], path)
+            for path in names_of(stage["deps"])
+            if not path.endswith(".py")
+        }
+        assert inputs <= made
 
 
 @pytest.mark.parametrize("name", stages())
 def test_stage_follows_its_own_parameters_only(name: str) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     keys = stages()[name]["params"]
     assert all(isinstance(key, str) for key in keys)  # never a whole file
     assert name in keys
-    assert set(keys) <= set(params)
+    assert set(keys) <= set(params())
 
 
 def test_imports_point_one_way() -> None:

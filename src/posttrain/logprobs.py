@@ -14,9 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-# Logits held at once: 2**24 fp32 values are 64 MiB. Where all targets fit, the logits are kept for the backward pass
-# in place of being computed again.
-CHUNK_ELEMENTS = 2**24
+# Logits worked on at once, by kind of device: on a CPU what its caches hold (1 MiB in float32), since each is passed
+# over some ten times; elsewhere 16 MiB.
+CHUNK_ELEMENTS = {"cpu": 2**18}
+CHUNK_ELEMENTS_ELSEWHERE = 2**22
+
+# Where all probabilities together are no more than this (64 MiB in float32), they are kept for the backward pass in
+# place of being computed again.
+KEPT_ELEMENTS = 2**24
 
 
 class TokenStatistics(NamedTuple):
@@ -39,33 +44,40 @@ class TokenStatistics(NamedTuple):
     router_loss: torch.Tensor | None = None
 
 
-def _chunk_statistics(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, V) float32 logits → their log-softmax (n, V), in place, and the (n, 5) statistics."""
-    is_argmax = logits.argmax(-1) == targets
-    mean_logit = logits.mean(-1)
-    log_p = logits.sub_(torch.logsumexp(logits, -1, keepdim=True))
-    logprobs = log_p.gather(1, targets[:, None])[:, 0]
-    p = log_p.exp()
-    entropy = -torch.linalg.vecdot(p, log_p)
-    log_collision = torch.linalg.vecdot(p, p).log()
-    return log_p, torch.stack([logprobs, entropy, is_argmax.float(), mean_logit, log_collision], dim=1)
+def _chunk_statistics(z: torch.Tensor, targets: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """(n, V) float32 logits, overwritten → the (n, 5) statistics; the probabilities are written to p (n, V).
+
+    With z shifted by its maximum, e = exp(z) and s = Σe: log p_t = z_t - log s, H = log s - Σ e·z / s,
+    log Σ p² = log Σ e² - 2 log s.
+    """
+    mean_logit = z.mean(-1)
+    top, argmax = z.max(-1, keepdim=True)
+    z.sub_(top)
+    own = z.gather(1, targets[:, None])[:, 0]
+    e = torch.exp(z, out=p)
+    total = e.sum(-1)
+    log_total = total.log()
+    entropy = log_total - torch.linalg.vecdot(e, z) / total
+    log_collision = torch.linalg.vecdot(e, e).log() - 2 * log_total
+    is_argmax = (argmax[:, 0] == targets).float()
+    e.div_(total[:, None])
+    return torch.stack([own - log_total, entropy, is_argmax, mean_logit, log_collision], dim=1)
 
 
 def _logits_gradient(
-    log_p: torch.Tensor, targets: torch.Tensor, entropy: torch.Tensor, gradient: torch.Tensor, with_entropy: bool
+    p: torch.Tensor, targets: torch.Tensor, entropy: torch.Tensor, gradient: torch.Tensor, with_entropy: bool
 ) -> torch.Tensor:
     """Gradient with respect to the logits z of a chunk: d log p_t / dz = onehot(t) - p, dH/dz = -p * (log p + H)."""
-    p = log_p.exp()
     result = p * -gradient[:, :1]
     if with_entropy:
-        result.addcmul_(p * -gradient[:, 1:2], log_p + entropy[:, None])
+        result -= (torch.special.xlogy(p, p) + p * entropy[:, None]) * gradient[:, 1:2]
     result.scatter_add_(1, targets[:, None], gradient[:, :1])
     return result
 
 
 class _HeadStatistics(torch.autograd.Function):
-    """(N, H) hidden states and the (V, H) head → (N, 5) statistics, chunk by chunk; logits recomputed in the backward
-    pass unless one chunk holds them all."""
+    """(N, H) hidden states and the (V, H) head → (N, 5) statistics, chunk by chunk; the probabilities of a chunk are
+    kept for the backward pass where memory allows, and computed again where not."""
 
     @staticmethod
     def forward(
@@ -78,16 +90,17 @@ class _HeadStatistics(torch.autograd.Function):
         chunk: int,
         with_entropy: bool,
     ) -> torch.Tensor:
-        keep = chunk >= hidden.shape[0] and any(ctx.needs_input_grad)
+        keep = any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_ELEMENTS
+        held = hidden.shape[0] if keep else min(chunk, hidden.shape[0])
+        p = torch.empty(held, weight.shape[0], dtype=torch.float32, device=hidden.device)
         statistics = []
-        kept = None
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            log_p, result = _chunk_statistics(_head_logits(h, weight, bias, temperature), t)
-            statistics.append(result)
-            kept = log_p if keep else None
-        output = torch.cat(statistics) if len(statistics) != 1 else statistics[0]
-        # detach: a tensor saved by hand beside its own output would keep the graph alive in a cycle.
-        ctx.save_for_backward(hidden, weight, bias, targets, output[:, 1].detach().clone(), kept)
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, min(start + chunk, hidden.shape[0]))
+            logits = _head_logits(hidden[rows], weight, bias, temperature)
+            statistics.append(_chunk_statistics(logits, targets[rows], p[rows] if keep else p[: len(logits)]))
+        output = torch.cat(statistics)
+        # A copy of the entropies: the output itself, saved by hand, would keep the graph alive in a cycle.
+        ctx.save_for_backward(hidden, weight, bias, targets, output[:, 1].clone(), p if keep else None)
         ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
         return output
 
@@ -97,23 +110,30 @@ class _HeadStatistics(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # Summed over the chunks in float32, whatever the weight is in.
-        grad_weight = grad_bias = None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            log_p = kept
-            if log_p is None:
-                logits = _head_logits(hidden[rows], weight, bias, ctx.temperature)
-                log_p = logits.sub_(torch.logsumexp(logits, -1, keepdim=True))
-            grad = _logits_gradient(log_p, targets[rows], entropy[rows], gradient[rows], ctx.with_entropy)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        # Larger chunks than before: few passes over each, and the sum of weight gradients is a pass over all of it.
+        chunk = 8 * ctx.chunk
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            p = (
+                kept[rows]
+                if kept is not None
+                else _head_logits(hidden[rows], weight, bias, ctx.temperature).softmax(-1)
+            )
+            grad = _logits_gradient(p, targets[rows], entropy[rows], gradient[rows], ctx.with_entropy)
             if ctx.temperature != 1.0:
                 grad /= ctx.temperature
-            if need_bias:
-                grad_bias = _add(grad_bias, grad.sum(0))
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
             grad = grad.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad @ weight
-            if need_weight:
-                grad_weight = _add(grad_weight, (grad.T @ hidden[rows]).float())
+                torch.mm(grad, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                if grad.dtype == torch.float32:
+                    grad_weight.addmm_(grad.T, hidden[rows])
+                else:
+                    grad_weight += grad.T @ hidden[rows]
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -125,15 +145,16 @@ class _HeadStatistics(torch.autograd.Function):
         )
 
 
-def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
-    return part if total is None else total.add_(part)
-
-
 def _head_logits(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _rows_at_once(device: torch.device, vocabulary: int, chunk_elements: int | None) -> int:
+    elements = chunk_elements or CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS_ELSEWHERE)
+    return max(1, elements // vocabulary)
 
 
 def head_statistics(
@@ -142,7 +163,7 @@ def head_statistics(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     temperature: float = 1.0,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
     with_entropy_gradient: bool = False,
 ) -> torch.Tensor:
     """Statistics of each target under softmax((hidden · weightᵀ + bias) / temperature).
@@ -153,7 +174,7 @@ def head_statistics(
         bias: (V,) or None.
         targets: (N,) int64.
         temperature: divides the logits.
-        chunk_elements: logits held at once.
+        chunk_elements: logits worked on at once; None: what suits the device.
         with_entropy_gradient: whether the entropy is part of a loss; without it the backward pass is cheaper.
 
     Returns:
@@ -165,7 +186,7 @@ def head_statistics(
         bias = None if bias is None else bias.to(dtype)
     elif hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
-    chunk = max(1, chunk_elements // weight.shape[0])
+    chunk = _rows_at_once(hidden.device, weight.shape[0], chunk_elements)
     with torch.autocast(hidden.device.type, enabled=False):
         return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunk, with_entropy_gradient)
 
@@ -208,7 +229,7 @@ class TargetHead(nn.Linear):
 
 
 def statistics_from_logits(
-    logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0, chunk_elements: int = CHUNK_ELEMENTS
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0, chunk_elements: int | None = None
 ) -> torch.Tensor:
     """The same statistics from logits that a model insists on computing itself (soft-capped, scaled, …).
 
@@ -219,7 +240,7 @@ def statistics_from_logits(
     Returns:
         (N, 5) float32, differentiable in the first two columns.
     """
-    chunk = max(1, chunk_elements // logits.shape[1])
+    chunk = _rows_at_once(logits.device, logits.shape[1], chunk_elements)
     results = []
     for z, t in zip(logits.split(chunk), targets.split(chunk), strict=True):
         z = z.float() / temperature
