@@ -1,12 +1,10 @@
-"""The Makefile: what it lists, what it says when something is missing, and that documents name targets that exist."""
+"""The Makefile: what it lists, and what it says when something is missing."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,16 +65,3 @@ def test_make_never_touches_the_dvc_cache() -> None:
     assert clean
     removed = [word for word in clean[1].split() if not word.startswith("-")]
     assert not {".", "*", ".dvc", "data", "models", "results", ".git"} & set(removed)
-
-
-DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_documents_name_make_targets_that_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    code = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
-    named = {
-        target for piece in code for target in re.findall(r"(?:^|[;&]\s*)make +([a-z][a-z-]*)", piece, re.MULTILINE)
-    }
-    assert named <= make_targets()
