@@ -41,6 +41,7 @@ def test_chunks_change_nothing(
     bias: bool, temperature: float, rows_at_once: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few rows at once or all, their probabilities kept for the backward pass or computed again."""
+    monkeypatch.setattr(posttrain.logprobs, "CHUNK_ELEMENTS", {"cpu": (50 * rows_at_once, 50 * (rows_at_once + 3))})
     if not kept:
         monkeypatch.setattr(posttrain.logprobs, "KEPT_ELEMENTS", 0)
     hidden, head, targets = case(bias)
@@ -51,9 +52,7 @@ def test_chunks_change_nothing(
     gradients = [p.grad.clone() for p in parameters]  # type: ignore[union-attr]
     for p in parameters:
         p.grad = None
-    actual = head_statistics(
-        hidden, head.weight, head.bias, targets, temperature, 50 * rows_at_once, with_entropy_gradient=True
-    )
+    actual = head_statistics(hidden, head.weight, head.bias, targets, temperature, with_entropy_gradient=True)
     torch.testing.assert_close(actual, expected)
     (actual[:, :2] * weights).sum().backward()
     for p, gradient in zip(parameters, gradients, strict=True):
@@ -66,9 +65,10 @@ def test_entropy_has_no_gradient_unless_asked_for() -> None:
     assert hidden.grad is not None and hidden.grad.abs().max() == 0
 
 
-def test_statistics_from_logits() -> None:
+def test_statistics_from_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posttrain.logprobs, "CHUNK_ELEMENTS", {"cpu": (120, 120)})
     hidden, head, targets = case(bias=True)
-    actual = statistics_from_logits(head(hidden), targets, temperature=0.7, chunk_elements=120)
+    actual = statistics_from_logits(head(hidden), targets, temperature=0.7)
     torch.testing.assert_close(actual, plain(hidden, head, targets, 0.7))
 
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-# Logits worked on at once, by kind of device: on a CPU what its caches hold (1 MiB in float32), since each is passed
-# over some ten times; elsewhere 16 MiB.
-CHUNK_ELEMENTS = {"cpu": 2**18}
-CHUNK_ELEMENTS_ELSEWHERE = 2**22
+# Logits worked on at once, in the forward and in the backward pass. Forward, a CPU passes some ten times over what its
+# caches should hold (1 MiB in float32); backward, few times, but each time over the whole gradient of the head. A GPU
+# wants matrices that fill it (256 MiB).
+CHUNK_ELEMENTS = {"cpu": (2**18, 2**21)}
+CHUNK_ELEMENTS_ELSEWHERE = (2**26, 2**26)
 
 # Where all probabilities together are no more than this (64 MiB in float32), they are kept for the backward pass in
 # place of being computed again.
@@ -87,10 +88,11 @@ class _HeadStatistics(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         temperature: float,
-        chunk: int,
+        chunks: tuple[int, int],
         with_entropy: bool,
     ) -> torch.Tensor:
         keep = any(ctx.needs_input_grad) and hidden.shape[0] * weight.shape[0] <= KEPT_ELEMENTS
+        chunk = chunks[0]
         held = hidden.shape[0] if keep else min(chunk, hidden.shape[0])
         p = torch.empty(held, weight.shape[0], dtype=torch.float32, device=hidden.device)
         statistics = []
@@ -101,7 +103,7 @@ class _HeadStatistics(torch.autograd.Function):
         output = torch.cat(statistics)
         # A copy of the entropies: the output itself, saved by hand, would keep the graph alive in a cycle.
         ctx.save_for_backward(hidden, weight, bias, targets, output[:, 1].clone(), p if keep else None)
-        ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
+        ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunks[1], with_entropy
         return output
 
     @staticmethod
@@ -112,10 +114,8 @@ class _HeadStatistics(torch.autograd.Function):
         # Summed over the chunks in float32, whatever the weight is in.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
-        # Larger chunks than before: few passes over each, and the sum of weight gradients is a pass over all of it.
-        chunk = 8 * ctx.chunk
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
             p = (
                 kept[rows]
                 if kept is not None
@@ -152,9 +152,9 @@ def _head_logits(
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _rows_at_once(device: torch.device, vocabulary: int, chunk_elements: int | None) -> int:
-    elements = chunk_elements or CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS_ELSEWHERE)
-    return max(1, elements // vocabulary)
+def _rows_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
+    forward, backward = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS_ELSEWHERE)
+    return max(1, forward // vocabulary), max(1, backward // vocabulary)
 
 
 def head_statistics(
@@ -163,7 +163,6 @@ def head_statistics(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     temperature: float = 1.0,
-    chunk_elements: int | None = None,
     with_entropy_gradient: bool = False,
 ) -> torch.Tensor:
     """Statistics of each target under softmax((hidden · weightᵀ + bias) / temperature).
@@ -174,7 +173,6 @@ def head_statistics(
         bias: (V,) or None.
         targets: (N,) int64.
         temperature: divides the logits.
-        chunk_elements: logits worked on at once; None: what suits the device.
         with_entropy_gradient: whether the entropy is part of a loss; without it the backward pass is cheaper.
 
     Returns:
@@ -186,9 +184,9 @@ def head_statistics(
         bias = None if bias is None else bias.to(dtype)
     elif hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
-    chunk = _rows_at_once(hidden.device, weight.shape[0], chunk_elements)
+    chunks = _rows_at_once(hidden.device, weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunk, with_entropy_gradient)
+        return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
 
 
 class TargetHead(nn.Linear):
@@ -228,9 +226,7 @@ class TargetHead(nn.Linear):
         )[None]
 
 
-def statistics_from_logits(
-    logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0, chunk_elements: int | None = None
-) -> torch.Tensor:
+def statistics_from_logits(logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """The same statistics from logits that a model insists on computing itself (soft-capped, scaled, …).
 
     Args:
@@ -240,7 +236,7 @@ def statistics_from_logits(
     Returns:
         (N, 5) float32, differentiable in the first two columns.
     """
-    chunk = _rows_at_once(logits.device, logits.shape[1], chunk_elements)
+    chunk = _rows_at_once(logits.device, logits.shape[1])[0]
     results = []
     for z, t in zip(logits.split(chunk), targets.split(chunk), strict=True):
         z = z.float() / temperature
