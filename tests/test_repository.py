@@ -65,11 +65,8 @@ def test_what_a_stage_reads_another_one_makes(name: str) -> None:
     made = {path for other in stages().values() for path in names_of(other["outs"])}
     for item in stage.get("matrix", {"model": [""]})["model"]:
         values = params() | {"item": {"model": item}}
-        inputs = {
-            re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: values[found[1]][found[2]], path)
-            for path in names_of(stage["deps"])
-            if not path.endswith(".py")
-        }
+        paths = [path for path in names_of(stage["deps"]) if not path.endswith(".py")]
+        inputs = {re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths}
         assert inputs <= made
 
 
