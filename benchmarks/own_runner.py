@@ -4,11 +4,9 @@ import sys
 
 import recorder
 
-from posttrain.config import parse_command_line
-from posttrain.training import run
+from posttrain.cli import main
 
 if __name__ == "__main__":
     method, record, *flags = sys.argv[1:]
     recorder.install(record)
-    config, _ = parse_command_line(method, flags)
-    run(config)
+    sys.exit(main([method, *flags]))

@@ -1,4 +1,4 @@
-"""SFT on GSM8K, then DPO on pairs of model solutions and on hh-rlhf, from the command line, with a small model on a CPU.
+"""SFT on GSM8K, then DPO on pairs of model solutions and on hh-rlhf, from the command line, with a small model.
 
 Writes the rows and a random model of 4 million parameters into a folder, runs the three commands there and prints what
 was held out before, during and after. It shows that real rows go through; what such a small model learns is little.

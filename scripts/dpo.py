@@ -7,16 +7,25 @@ Flags win over the file's section `dpo`, whose output_dir, metrics_file and plot
 
 import sys
 
-from posttrain.cli import report_mistakes, train
+from posttrain.config import CommonConfig
+from posttrain.errors import report_mistakes
 from posttrain.experiment.params import stage_config
+from posttrain.launch import train
 
 
 def main() -> int:
     # Load the section: a typo ends here, before torch is imported.
     config, launch = stage_config("dpo", sys.argv[1:])
-    # Check the paths; then posttrain.training.run builds data and model, trains, saves, and writes metrics and curve,
-    # in this process or in each of those that accelerate_config asks for.
-    return train(config, launch, [__file__, *sys.argv[1:]])
+    # Check paths and the head of the data, then build, train and save in this process, or in each of those that
+    # accelerate_config asks for.
+    return train(config, launch, [__file__, *sys.argv[1:]], build_and_train)
+
+
+def build_and_train(config: CommonConfig) -> None:
+    from posttrain.methods.dpo import DPO
+    from posttrain.training import run
+
+    run(DPO(config))
 
 
 if __name__ == "__main__":

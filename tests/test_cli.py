@@ -5,17 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
 
 from posttrain import cli
-from posttrain.cli import launcher_command, launcher_environment, main, supervise, train
+from posttrain.cli import main
 from posttrain.config import METHODS, LaunchOptions, SFTConfig, parse_command_line
 from posttrain.config.fields import flags_of
 from posttrain.errors import UserError
 from posttrain.experiment.params import read_section, stage_config
+from posttrain.launch import LAUNCHED, launcher_command, launcher_environment, supervise, train
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy"}
@@ -25,14 +25,9 @@ HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy"}
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[SFTConfig]:
     """The configs that would be trained, in place of training them."""
     configs: list[SFTConfig] = []
-
-    def run(config: SFTConfig) -> dict[str, float]:
-        configs.append(config)
-        return {}
-
-    monkeypatch.setitem(sys.modules, "posttrain.training", types.SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "_train", configs.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.delenv(cli.LAUNCHED, raising=False)
+    monkeypatch.delenv(LAUNCHED, raising=False)
     return configs
 
 
@@ -129,7 +124,7 @@ def test_mistakes_while_training_and_ctrl_c_end_without_a_traceback(
         def run(config: SFTConfig, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setitem(sys.modules, "posttrain.training", types.SimpleNamespace(run=run))
+        monkeypatch.setattr(cli, "_train", run)
         assert main(["sft", *words(tmp_path)]) == code
         assert capsys.readouterr().err == text
 
@@ -148,7 +143,7 @@ def test_other_processes_run_the_same_command(monkeypatch: pytest.MonkeyPatch, t
         "--config_file", str(ROOT / "accelerate_configs/zero2.yaml"),
         "--num_processes", "4", "--main_process_port", "5000", "-m", "posttrain.cli", "sft",
     ]  # fmt: skip
-    assert launcher_environment(launch) == {cli.LAUNCHED: "1", "OMP_NUM_THREADS": "4"}
+    assert launcher_environment(launch) == {LAUNCHED: "1", "OMP_NUM_THREADS": "4"}
     assert launcher_environment(launch_options("--accelerate_config", "fsdp2"))["OMP_NUM_THREADS"] == "2"  # of 8
     assert launcher_environment(launch_options("--num_processes", "99"))["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -200,7 +195,7 @@ def test_signals_reach_the_child(tmp_path: Path) -> None:
     )
     parent = (
         "import os, sys\n"
-        "from posttrain.cli import supervise\n"
+        "from posttrain.launch import supervise\n"
         f"sys.exit(supervise([sys.executable, '-c', {child!r}, sys.argv[1]], os.environ))\n"
     )
     ready = tmp_path / "ready"
@@ -215,7 +210,7 @@ def test_signals_reach_the_child(tmp_path: Path) -> None:
 def test_two_processes_really_start_and_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "child.py"
     script.write_text(
-        "import os, sys, types\n"
+        "import os, sys\n"
         "from pathlib import Path\n"
         "def run(config):\n"
         "    from accelerate import PartialState\n"
@@ -223,16 +218,16 @@ def test_two_processes_really_start_and_find_each_other(tmp_path: Path, monkeypa
         "    text = f'{state.num_processes} {os.environ[\"OMP_NUM_THREADS\"]}'\n"
         "    Path(config.output_dir, str(state.process_index)).write_text(text)\n"
         "    state.destroy_process_group()\n"
-        "sys.modules['posttrain.training'] = types.SimpleNamespace(run=run)\n"
-        "from posttrain.cli import report_mistakes, train\n"
+        "from posttrain.errors import report_mistakes\n"
+        "from posttrain.launch import train\n"
         "from posttrain.config import parse_command_line\n"
-        "sys.exit(report_mistakes(lambda: train(*parse_command_line('sft', sys.argv[1:]), [])))\n"
+        "sys.exit(report_mistakes(lambda: train(*parse_command_line('sft', sys.argv[1:]), [], run)))\n"
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "o").mkdir()
     arguments = words(tmp_path, "--num_processes", "2", "--accelerate_config", "cpu")
-    config, launch = parse_command_line("sft", arguments)
-    assert train(config, launch, [str(script), *arguments]) == 0
+    config, options = parse_command_line("sft", arguments)
+    assert train(config, options, [str(script), *arguments], run=print) == 0
     assert {file.name: file.read_text() for file in (tmp_path / "o").iterdir()} == {"0": "2 1", "1": "2 1"}
 
 

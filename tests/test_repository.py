@@ -18,7 +18,7 @@ SOURCE = ROOT / "src"
 
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
-    {"cli", "experiment"},
+    {"cli", "launch", "experiment"},
     {"training", "trainer"},
     {"methods"},
     {"data", "losses", "models", "scoring", "reference", "grading"},

@@ -14,13 +14,11 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from posttrain.config import CommonConfig, DPOConfig, SFTConfig
+from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 from posttrain.methods import Method
-from posttrain.methods.dpo import DPO
-from posttrain.methods.sft import SFT
 from posttrain.models import (
     add_adapter,
     digest_of_model,
@@ -35,14 +33,12 @@ from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[type[CommonConfig], type[Method]] = {SFTConfig: SFT, DPOConfig: DPO}
 
-
-def run(config: CommonConfig) -> dict[str, float]:
+def run(method: Method) -> dict[str, float]:
     """Trains what the flags say and leaves a finished model in `output_dir`.
 
     Args:
-        config: of a method in METHODS.
+        method: what to train, with the flags of the run.
 
     Returns:
         The run's metrics, flat: the last logged values, evaluation (`eval_…`), counts of the data (`data/…`), timing.
@@ -50,11 +46,11 @@ def run(config: CommonConfig) -> dict[str, float]:
     Raises:
         UserError: a mistake in flags or data, before any weight is loaded where that can be known.
     """
-    method = METHODS[type(config)](config)
+    config = method.config
     tokenizer = load_tokenizer(config)
     train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
     assert train is not None
-    evaluation = _evaluation_data(config, tokenizer, method)
+    evaluation = _evaluation_data(config, tokenizer)
     arguments = training_arguments(config)
 
     transformers.set_seed(arguments.seed)
@@ -93,7 +89,7 @@ def run(config: CommonConfig) -> dict[str, float]:
     return metrics
 
 
-def _evaluation_data(config: CommonConfig, tokenizer: Any, method: Method) -> PreparedData | None:
+def _evaluation_data(config: CommonConfig, tokenizer: Any) -> PreparedData | None:
     if config.eval_strategy in (None, "no") and not config.do_eval:
         return None
     data = prepare(config, tokenizer, config.data_kind, config.dataset_test_split)

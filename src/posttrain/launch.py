@@ -1,0 +1,172 @@
+"""Training in this process or in several.
+
+A run in one process happens right here. Any other is handed to `accelerate launch`, which runs the same command in
+each process; POSTTRAIN_LAUNCHED tells those that they are it.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, suggestion
+from posttrain.errors import UserError
+
+ONE_PROCESS = (None, "single_gpu", "cpu")
+LAUNCHED = "POSTTRAIN_LAUNCHED"
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def train(
+    config: CommonConfig, launch: LaunchOptions, command: Sequence[str], run: Callable[[CommonConfig], object]
+) -> int:
+    """Train in this process, or in as many others as the launch options ask for.
+
+    Args:
+        config: What to do.
+        launch: In which processes.
+        command: What another process has to run for the same, as words after `accelerate launch`.
+        run: Trains in this process; imports what it needs when it is called.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: A path of the config or a launch option is wrong.
+    """
+    os.environ.update(launch.env)
+    check_paths(config)
+    _show_progress()
+    if config.dataset_name is not None and Path(config.dataset_name).exists():
+        # Before anything heavy is imported or launched, so that a mistake in the data is told at once.
+        from posttrain.data.prepare import check
+
+        check(config, config.data_kind)
+    launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
+    if not launched and _needs_launcher(launch):
+        return supervise(launcher_command(launch, command), os.environ | launcher_environment(launch))
+    if launched:
+        _settle_on_cpu(config)
+    run(config)
+    return 0
+
+
+def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` in several processes.
+
+    Args:
+        launch: Which processes.
+        command: A script or `-m module`, and its arguments.
+    """
+    name = launch.accelerate_config or ("multi_gpu" if launch.config_file is None else None)
+    words = ["--config_file", str(_accelerate_file(launch))]
+    for option in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+        value = getattr(launch, option)
+        if value is not None:
+            words += [f"--{option}", str(value)]
+    settings = load_yaml(_accelerate_file(launch))
+    if (
+        launch.main_process_port is None
+        and "main_process_port" not in settings
+        and _num_machines(launch, settings) == 1
+    ):
+        words += ["--main_process_port", str(_free_port())]
+    if name == "cpu":
+        words.append("--multi_gpu")  # accelerate's word for one process per device; on a CPU it does the same
+    return [sys.executable, "-m", "accelerate.commands.launch", *words, *command]
+
+
+def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
+    """The variables that the processes get: the mark that they are launched, and their share of the cores."""
+    settings = load_yaml(_accelerate_file(launch))
+    processes = launch.num_processes or settings.get("num_processes") or 1
+    here = max(1, int(processes) // _num_machines(launch, settings))
+    share = max(1, len(os.sched_getaffinity(0)) // here)
+    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end, passing signals on to it.
+
+    Args:
+        command: The words of the command.
+        environment: All of its variables.
+
+    Returns:
+        Its exit code, or 128 + N where signal N ended it.
+    """
+    # In a session of its own, so that Ctrl-C reaches it once, from here, and not a second time from the terminal.
+    child = subprocess.Popen(command, env=dict(environment), start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+class _ToStderr(logging.Handler):
+    """To whatever stderr is when the message comes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _show_progress() -> None:
+    """What posttrain says of a run (rows read, cut, dropped; ways taken) goes to stderr, one line a message."""
+    log = logging.getLogger("posttrain")
+    if not log.handlers:
+        log.addHandler(_ToStderr())
+        log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def _needs_launcher(launch: LaunchOptions) -> bool:
+    processes = (launch.num_processes or 1) * (launch.num_machines or 1)
+    if launch.accelerate_config == "single_gpu" and processes > 1:
+        raise UserError("accelerate_config single_gpu is one process; use multi_gpu, or leave num_processes out")
+    return processes > 1 or launch.accelerate_config not in ONE_PROCESS or launch.config_file is not None
+
+
+def _accelerate_file(launch: LaunchOptions) -> Path:
+    """The file of accelerate settings: a path, or a name looked up here, in the package and in its repository."""
+    if launch.accelerate_config is not None and launch.config_file is not None:
+        raise UserError("accelerate_config and config_file name the same thing; give one of them")
+    given = launch.config_file or launch.accelerate_config or "multi_gpu"
+    if Path(given).is_file():
+        return Path(given)
+    package = Path(__file__).resolve().parent
+    folders = [Path("accelerate_configs"), package / "accelerate_configs", package.parents[1] / "accelerate_configs"]
+    for folder in folders:
+        if (folder / f"{given}.yaml").is_file():
+            return folder / f"{given}.yaml"
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    flag = "config_file" if launch.config_file is not None else "accelerate_config"
+    raise UserError(f"{flag}: {given} is neither a file nor one of {', '.join(names)}{suggestion(given, names)}")
+
+
+def _num_machines(launch: LaunchOptions, settings: Mapping[str, object]) -> int:
+    return launch.num_machines or int(str(settings.get("num_machines") or 1))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _settle_on_cpu(config: CommonConfig) -> None:
+    """In one of several processes without an accelerator, transformers finds the others only with use_cpu."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        config.use_cpu = True
