@@ -91,9 +91,7 @@ class DataFlags:
     datasets: list[DatasetSource] = flag([], "A mixture of datasets, in a YAML file (or as JSON).")
     streaming: bool = flag(False, "Refused for now, as dataset_streaming.")
     test_split_size: float | None = flag(None, "Rows (share of all below 1) of the mixture to hold out.", low=0)
-    dataset_num_proc: int | None = flag(
-        None, "Without effect: rows are tokenised in batches, on all cores.", low=1
-    )
+    dataset_num_proc: int | None = flag(None, "Without effect: rows are tokenised in batches, on all cores.", low=1)
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF009, SIM905 (theirs() returns a dataclass field; the long lists read better as words)
+# ruff: noqa: RUF009 (theirs() returns a dataclass field; the long lists read better as words)
 """The flags of transformers.TrainingArguments, a class for each part of the help page.
 
 A flag that the user leaves alone holds None, and transformers' own default (shown here) is what happens.
