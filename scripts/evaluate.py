@@ -31,6 +31,7 @@ class EvaluateSettings:
     reference: str = flag(REQUIRED, "Name of the model that preferences are measured against.")
     max_new_tokens: int = flag(REQUIRED, "Where an answer without an end is cut off, in tokens.", low=1)
     batch_size: int = flag(REQUIRED, "Prompts, or answers to score, at a time.", low=1)
+    num_threads: int = flag(REQUIRED, "Cores.", low=1)
 
 
 def check_model(name: str) -> Path:
@@ -61,6 +62,7 @@ def main() -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(settings.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder)
 

@@ -152,7 +152,7 @@ def test_evaluation_is_the_mean_over_all_targets(base: Path, tmp_path: Path) -> 
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )  # the test's own peft call
 def test_lora_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
-    """The folder holds an adapter; the reference of DPO is the bare model, so the first loss is that of equal models."""
+    """The folder holds an adapter; the reference is the bare model, so the first loss is that of equal models."""
     from peft import AutoPeftModelForCausalLM
 
     data = write_preference(tmp_path / "rows.jsonl")
