@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tiny import curve, run, write_base, write_preference, write_sft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrain.reference import Reference
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -167,6 +169,10 @@ def test_lora_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
     again = run("dpo", tmp_path / "out", data, tmp_path / "again", *geometry(16, 1), "--max_steps", "1")
     assert curve(again, "loss")[0][0] == pytest.approx(0.693147, abs=1e-5)
     assert (tmp_path / "again" / "model.safetensors").is_file()
+    # An adapter in a folder that held a whole model takes the model's place.
+    run("dpo", base, data, tmp_path / "again", "--use_peft", *geometry(16, 1), "--max_steps", "1")
+    assert not (tmp_path / "again" / "model.safetensors").exists()
+    assert (tmp_path / "again" / "adapter_model.safetensors").is_file()
 
 
 def test_precomputed_reference_is_that_of_the_reference_model(
@@ -211,3 +217,5 @@ def test_padded_attention_gives_the_same_run(base: Path, tmp_path: Path) -> None
     words = ["--attn_implementation", "eager"]
     padded = curve(run("dpo", base, data, tmp_path / "padded", *geometry(8, 1), *words), "loss", "grad_norm")
     torch.testing.assert_close(torch.tensor(padded), torch.tensor(packed), rtol=1e-4, atol=1e-5)
+    frozen = Reference.frozen_copy(AutoModelForCausalLM.from_pretrained(base), torch.device("cpu"), packed=False)
+    assert not frozen.scorer.packed

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,25 +145,19 @@ def digest_of_model(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def save_complete(output_dir: str, write: Any, state: dict[str, Any]) -> None:
-    """Fills a folder with a finished model: everything is written beside, then renamed into place file by file, the
-    trainer's state last.
+def move_into_place(beside: Path, folder: Path) -> None:
+    """Fills a folder with a finished model that was written beside it: a rename a file, the trainer's state last.
+    Weights of an earlier run that this one did not write again are taken away, so that no mixture is left.
 
     Args:
-        output_dir: may exist, and may hold checkpoints.
-        write: called with the folder to write the model and tokenizer into.
-        state: contents of trainer_state.json.
+        beside: on the same file system; empty and gone afterwards.
+        folder: may hold other things, checkpoints among them.
     """
-    os.makedirs(output_dir, exist_ok=True)
-    beside = tempfile.mkdtemp(prefix=".saving-", dir=output_dir)
-    try:
-        write(beside)
-        for name in sorted(os.listdir(beside)):
-            os.replace(os.path.join(beside, name), os.path.join(output_dir, name))
-        path = os.path.join(beside, "trainer_state.json")
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(state, file, indent=2, sort_keys=True)
-            file.write("\n")
-        os.replace(path, os.path.join(output_dir, "trainer_state.json"))
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    names = sorted((path.name for path in beside.iterdir()), key=lambda name: (name == "trainer_state.json", name))
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "adapter_config.json"):
+        for stale in folder.glob(pattern):
+            if stale.name not in names:
+                stale.unlink()
+    for name in names:
+        os.replace(beside / name, folder / name)
+    beside.rmdir()

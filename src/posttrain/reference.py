@@ -46,16 +46,16 @@ class Reference:
     model: PreTrainedModel | None = None
 
     @classmethod
-    def frozen_copy(cls, policy: PreTrainedModel, device: torch.device) -> Reference:
+    def frozen_copy(cls, policy: PreTrainedModel, device: torch.device, packed: bool) -> Reference:
         """The policy as it is now."""
-        return cls.frozen(copy.deepcopy(policy), device)
+        return cls.frozen(copy.deepcopy(policy), device, packed)
 
     @classmethod
-    def frozen(cls, model: PreTrainedModel, device: torch.device) -> Reference:
-        """A model of its own, frozen in place."""
+    def frozen(cls, model: PreTrainedModel, device: torch.device, packed: bool) -> Reference:
+        """A model of its own, frozen in place; packed as for `Scorer`."""
         model.to(device).eval().requires_grad_(False)
         checkpoint_activations(model, on=False)
-        return cls(Scorer(model), model)
+        return cls(Scorer(model, packed), model)
 
     @torch.no_grad()
     def complete(self, batch: PackedBatch, policy: torch.nn.Module | None = None) -> PackedBatch:

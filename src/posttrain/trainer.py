@@ -59,6 +59,7 @@ class PostTrainer(Trainer):
         self._sums: dict[str, torch.Tensor] = {}
         self._weights: dict[str, float | torch.Tensor] = defaultdict(float)
         self._tokens_since_log = 0.0
+        self._all_tokens = self._all_seconds = 0.0
         self._clock = time.perf_counter()
 
     # -- batches
@@ -152,10 +153,17 @@ class PostTrainer(Trainer):
                 tokens = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum").item()
             before = next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0)
             logs["num_tokens"] = before + tokens
-            logs["tokens_per_second"] = tokens / (time.perf_counter() - self._clock)
+            seconds = time.perf_counter() - self._clock
+            logs["tokens_per_second"] = tokens / seconds
+            self._all_tokens, self._all_seconds = self._all_tokens + tokens, self._all_seconds + seconds
             logs["peak_memory_mib"] = peak_memory_mib()
             self._tokens_since_log, self._clock = 0.0, time.perf_counter()
         super().log(logs, start_time)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all logged steps of this process's training, evaluation not counted; 0 before the first."""
+        return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see transformers.Trainer.train."""

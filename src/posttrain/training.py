@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     load_causal_model,
     match_tokenizer,
-    save_complete,
+    move_into_place,
 )
 from posttrain.scoring import Scorer
 from posttrain.trainer import TIMINGS, PostTrainer
@@ -84,6 +85,7 @@ def run(method: Method) -> dict[str, float]:
         trainer.evaluate()
     for key in ("loss", "eval_loss"):
         metrics.update(_last(trainer.state.log_history, key))
+    metrics["tokens_per_second"] = trainer.tokens_per_second
     metrics.update({f"data/{name}": float(count) for name, count in train.counts.items()})
     _save(config, trainer, metrics)
     return metrics
@@ -162,18 +164,21 @@ def _is_timing(name: str) -> bool:
 
 
 def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float]) -> None:
-    state = dataclasses.asdict(trainer.state)
-    history = trainer.state.log_history
-    state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
     assert config.output_dir is not None
-
-    def write(folder: str) -> None:
-        trainer.save_model(folder, _internal_call=True)
-        # Pickled, and full of paths: transformers does not need it, and it would change the hash of the folder.
-        Path(folder, "training_args.bin").unlink(missing_ok=True)
-
+    folder = Path(config.output_dir)
+    beside = folder / ".saving"
     if trainer.args.should_save:
-        save_complete(config.output_dir, write, state)
+        shutil.rmtree(beside, ignore_errors=True)
+    trainer.save_model(str(beside), _internal_call=True)  # by all ranks: the pieces of sharded weights come together
+    if trainer.args.should_save:
+        # Pickled, and full of paths: transformers does not need it, and it would change the hash of the folder.
+        (beside / "training_args.bin").unlink(missing_ok=True)
+        history = trainer.state.log_history
+        state = dataclasses.asdict(trainer.state)
+        state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
+        text = json.dumps(state, indent=2, sort_keys=True) + "\n"
+        (beside / "trainer_state.json").write_text(text, encoding="utf-8")
+        move_into_place(beside, folder)
         if config.metrics_file:
             _write_metrics(config.metrics_file, metrics)
         if config.plots_file:

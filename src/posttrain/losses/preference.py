@@ -2,8 +2,7 @@
 
 Notation: c and r are the log-ratios of policy to reference of the chosen and the rejected completion, summed over
 tokens; Δ = f'(c) - f'(r) with f the divergence that regularises (Δ = c - r for the reverse KL); σ is the logistic
-function.
-A new loss is one function and one row in LOSSES.
+function. A new loss is one function, one row in LOSSES, and its name among the choices of the flag.
 """
 
 from __future__ import annotations

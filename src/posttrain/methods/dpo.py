@@ -43,14 +43,16 @@ class DPO(Method):
         self, model: PreTrainedModel, scorer: Scorer, datasets: Sequence[Dataset], device: torch.device
     ) -> list[Dataset]:
         config = self.config
+        packed = config.attn_implementation is None
         if config.ref_model_name_or_path:
-            self.reference = Reference.frozen(load_causal_model(config, config.ref_model_name_or_path), device)
+            other = load_causal_model(config, config.ref_model_name_or_path)
+            self.reference = Reference.frozen(other, device, packed)
         elif config.precompute_ref_log_probs:
             self.reference = Reference(scorer, model.eval())
         elif config.use_peft:
             self.reference = Reference(scorer)
         else:
-            self.reference = Reference.frozen_copy(model, device)
+            self.reference = Reference.frozen_copy(model, device, packed)
         if not config.precompute_ref_log_probs:
             return list(datasets)
         folder = cache_root(config.cache_dir) / "reference"
