@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def run(method: Method) -> dict[str, float]:
         keep_bool_buffers_out_of_ddp(model)
     if config.router_aux_loss_coef is not None:
         model.config.output_router_logits = True
+    if not (_is_sharded(arguments) or config.load_in_4bit or config.load_in_8bit):
+        model.to(arguments.device)  # before the trial of the ways to score, and before a reference scores the data
     scorer = Scorer(model, packed=config.attn_implementation is None)
     if config.work_dir is not None:
         arguments.output_dir = str(Path(config.work_dir) / fingerprint(config, train, evaluation, model))
@@ -140,6 +143,12 @@ def fingerprint(
     rows = [data.dataset._fingerprint for data in (train, evaluation) if data is not None]
     content = json.dumps([flags, rows, digest_of_model(model)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _is_sharded(arguments: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed will place the weights, by flag or by the launcher's configuration."""
+    launched = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+    return launched or bool(arguments.fsdp or arguments.deepspeed)
 
 
 def _what_a_cpu_lacks(config: CommonConfig) -> dict[str, Any]:

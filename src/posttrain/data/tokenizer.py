@@ -62,7 +62,8 @@ def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # whatever the many tokenizer classes raise, it is the named folder that is at fault
-        raise UserError(f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}") from error
+        way_out = "" if Path(name).is_dir() else f" (There is no folder {name} here, so it was looked up on the hub.)"
+        raise UserError(f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}{way_out}") from error
 
 
 def _first_line(error: Exception) -> str:
