@@ -17,8 +17,11 @@ import math
 import pytest
 import torch
 
+from posttrain.config import DPOConfig, SFTConfig
+from posttrain.config.fields import flags_of
 from posttrain.losses import Loss
 from posttrain.losses.preference import LOSSES, PreferenceOptions, divergence_score, preference_loss
+from posttrain.losses.sft import LOSSES as SFT_LOSSES
 from posttrain.losses.sft import sft_loss
 
 POLICY = [-1.0, -2.0, -3.0, -0.5, -1.0, -1.0]
@@ -166,3 +169,9 @@ def test_sft_losses() -> None:
     assert term.sum.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
     term.sum.backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([-0.5, -0.25]))
+
+
+def test_the_flags_choices_are_the_tables() -> None:
+    """config may not import torch, so the names stand there a second time."""
+    assert set(flags_of(DPOConfig)["loss_type"].metadata["choices"]) == set(LOSSES) | {"sft"}
+    assert set(flags_of(SFTConfig)["loss_type"].metadata["choices"]) == set(SFT_LOSSES)
