@@ -137,7 +137,7 @@ BAD_SFT = {
     "labels differ from input_ids": [{"input_ids": [1, 2], "labels": [2, 2]}],
 }
 BAD_PREFERENCE = {
-    "wrong columns for preference training (dpo)": [{"prompt": "a", "chosen": "b"}, {"messages": TALK}],
+    "wrong columns for preference training (dpo, reward)": [{"prompt": "a", "chosen": "b"}, {"messages": TALK}],
     "wrong type in 'rejected'": [{"chosen": "a", "rejected": 3}],
     "'chosen' and 'rejected' are of different kinds": [{"chosen": "a", "rejected": [bot("b")]}],
     "'prompt' and 'chosen' are of different kinds": [

@@ -15,6 +15,7 @@ from posttrain.data.arrange import Documents, arrange, packed_batches
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.preference import tokenise_preference
 from posttrain.data.problems import Problems, RowError
+from posttrain.data.prompts import parse_prompt, tokenise_prompts
 from posttrain.data.readers import Row
 from posttrain.data.sft import tokenise_sft
 from posttrain.data.sources import Source
@@ -26,15 +27,18 @@ Columns = dict[str, list[Any]]
 _TOKENISE: dict[str, Callable[[Any, Sequence[Row], Options, int], Tokenised]] = {
     "sft": tokenise_sft,
     "preference": tokenise_preference,
+    "prompts": tokenise_prompts,
 }
-_SCHEMA = {"sft": store.DOCUMENTS, "preference": store.PAIRS}
+_SCHEMA = {"sft": store.DOCUMENTS, "preference": store.PAIRS, "prompts": store.PROMPTS}
 _IDS_AND_MASK = {
     "sft": (("input_ids", "loss_mask"),),
     "preference": (("chosen_ids", "chosen_mask"), ("rejected_ids", "rejected_mask")),
+    "prompts": (),
 }
 _DROPPED = {
     "rows_dropped_no_target": "no token to train on",
     "rows_dropped_prompt_too_long": "the prompt fills --max_length {max_length} and leaves no token to train on",
+    "rows_dropped_long_prompt": "the prompt is longer than --max_prompt_tokens {max_length}",
 }
 _ROWS_AT_ONCE = 1024
 _SECONDS_BEFORE_BAR = 3.0
@@ -143,13 +147,14 @@ def _notes(totals: _Totals, tokenizer: Any, options: Options) -> list[str]:
         notes.append(f"{counts[name]:,} of {counts['rows_read']:,} rows dropped, {reason} (first: {', '.join(places)})")
     if counts["rows_truncated"]:
         cut = f"{counts['rows_truncated']:,} of {counts['rows_read']:,} rows cut"
-        notes.append(f"{cut} to --max_length {options.max_length}, {counts['tokens_truncated']:,} tokens lost")
+        flag = "max_length" if totals.last_trained else "max_prompt_tokens"
+        notes.append(f"{cut} to --{flag} {options.max_length}, {counts['tokens_truncated']:,} tokens lost")
     if counts["rows_prompt_not_prefix"]:
         notes.append(
             f"{counts['rows_prompt_not_prefix']:,} rows: the last tokens of the prompt alone are not those before its "
             "completion (they merge, or the chat template changes them); they count as the completion's"
         )
-    if not counts["eos_targets"]:
+    if totals.last_trained and not counts["eos_targets"]:
         note = f"the EOS token {tokenizer.eos_token!r} is never trained on, so the model will not learn to stop"
         last = totals.last_trained.most_common(1)[0][0]
         special = tokenizer.added_tokens_decoder.get(last)
@@ -165,6 +170,8 @@ def check_rows(rows: Iterable[Row], kind: str, options: Options, problems: Probl
         try:
             if kind == "sft":
                 parse_sft(row.columns, options.text_field)
+            elif kind == "prompts":
+                parse_prompt(row.columns)
             else:
                 parse_preference(row.columns)
         except RowError as error:

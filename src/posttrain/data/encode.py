@@ -83,11 +83,12 @@ def texts_of(tokenizer: Any, example: Example, with_spans: bool = False) -> list
         else:
             texts.append(Text(render(tokenizer, messages, example.tools, example.template_kwargs), True))
     for one in texts:
-        _check_encodable(one.text)
+        check_encodable(one.text)
     return texts
 
 
-def _check_encodable(text: str) -> None:
+def check_encodable(text: str) -> None:
+    """Raises RowError where a text holds half a character, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -18,6 +18,11 @@ Content = str | list[Message]  # plain text, or a conversation
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 MESSAGES_EXAMPLE = '[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]'
+_KINDS = {
+    "sft": "sft",
+    "preference": "preference training (dpo, reward)",
+    "prompts": "reinforcement learning (grpo, rloo)",
+}
 NEEDS = {
     "sft": (
         f'  {{"messages": {MESSAGES_EXAMPLE}}}\n'
@@ -29,6 +34,10 @@ NEEDS = {
     "preference": (
         '  {"prompt": "2+2=", "chosen": "4", "rejected": "5"}   (all three may be lists of messages)\n'
         '  {"chosen": "2+2=4", "rejected": "2+2=5"}   (the prompt is their common beginning)'
+    ),
+    "prompts": (
+        '  {"prompt": "2+2="}   (or a list of messages)\n'
+        '  {"prompt": "2+2=", "solution": "4"}   (further columns reach the rewards)'
     ),
 }
 
@@ -83,12 +92,12 @@ def parse_sft(columns: Mapping[str, Any], text_field: str) -> Example | TokenExa
     Raises:
         RowError: it has none of the formats, a wrong type or an empty completion.
     """
-    columns = _present(columns)
+    columns = present(columns)
     if "input_ids" in columns:
         return _parse_tokens(columns)
     if "prompt" in columns and "completion" in columns:
-        prompt = _content(columns["prompt"], "prompt")
-        completion = _content(columns["completion"], "completion")
+        prompt = content_of(columns["prompt"], "prompt")
+        completion = content_of(columns["completion"], "completion")
         _check_same_kind(("prompt", prompt), ("completion", completion))
         _check_not_empty(completion, "completion")
         return _with_template_options(Example(prompt, (completion,)), columns)
@@ -107,7 +116,7 @@ def parse_sft(columns: Mapping[str, Any], text_field: str) -> Example | TokenExa
         hint = "These are preference pairs: `posttrain dpo` trains on them."
     elif "prompt" in columns or "completion" in columns:
         hint = f"The column {'completion' if 'prompt' in columns else 'prompt'!r} is missing."
-    raise _wrong_columns("sft", columns, hint)
+    raise wrong_columns("sft", columns, hint)
 
 
 def parse_preference(columns: Mapping[str, Any]) -> Example:
@@ -119,17 +128,17 @@ def parse_preference(columns: Mapping[str, Any]) -> Example:
     Raises:
         RowError: a column is missing, has a wrong type or is empty; chosen and rejected are the same.
     """
-    columns = _present(columns)
+    columns = present(columns)
     if "chosen" not in columns or "rejected" not in columns:
         hint = "`posttrain sft` trains on rows like these." if {"messages", "completion"} & columns.keys() else ""
-        raise _wrong_columns("preference", columns, hint)
-    chosen, rejected = (_content(columns[name], name) for name in ("chosen", "rejected"))
+        raise wrong_columns("preference", columns, hint)
+    chosen, rejected = (content_of(columns[name], name) for name in ("chosen", "rejected"))
     _check_same_kind(("chosen", chosen), ("rejected", rejected))
     _check_not_empty(chosen, "chosen")
     _check_not_empty(rejected, "rejected")
     if chosen == rejected:
         raise RowError("chosen = rejected", "a pair without a difference teaches nothing; take it out")
-    prompt = _content(columns["prompt"], "prompt") if "prompt" in columns else None
+    prompt = content_of(columns["prompt"], "prompt") if "prompt" in columns else None
     whole_dialogues = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
     is_given = prompt is not None and not (isinstance(prompt, str) and whole_dialogues)
     if prompt is None or not is_given:
@@ -154,7 +163,8 @@ def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Content, Co
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _present(columns: Mapping[str, Any]) -> dict[str, Any]:
+def present(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that hold a value."""
     return {name: value for name, value in columns.items() if value is not None}
 
 
@@ -198,7 +208,12 @@ def _text(value: Any, column: str) -> str:
     return value
 
 
-def _content(value: Any, column: str) -> Content:
+def content_of(value: Any, column: str) -> Content:
+    """Text or messages, as they stand in a column.
+
+    Raises:
+        RowError: it is neither.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -241,13 +256,18 @@ def _text_part(part: Any, where: str) -> str:
 
 def _with_template_options(example: Example, columns: Mapping[str, Any]) -> Example:
     if example.is_conversation:
-        example.tools = _json_column(columns, "tools", list) or None  # some templates take [] for tools
-        options = _json_column(columns, "chat_template_kwargs", dict) or {}
+        example.tools = json_column(columns, "tools", list) or None  # some templates take [] for tools
+        options = json_column(columns, "chat_template_kwargs", dict) or {}
         example.template_kwargs = {key: value for key, value in options.items() if value is not None}
     return example
 
 
-def _json_column(columns: Mapping[str, Any], name: str, kind: type) -> Any:
+def json_column(columns: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A column that holds a list or a mapping, or JSON text of one.
+
+    Raises:
+        RowError: it holds something else.
+    """
     value = columns.get(name)
     if isinstance(value, str) and value.strip():
         try:
@@ -284,11 +304,12 @@ def _wrong_type(column: str, wanted: str, found: Any) -> RowError:
     return RowError(f"wrong type in {column!r}", f"needs {wanted}; found {shown}")
 
 
-def _wrong_columns(kind: str, columns: Mapping[str, Any], hint: str) -> RowError:
+def wrong_columns(kind: str, columns: Mapping[str, Any], hint: str) -> RowError:
+    """The error of a row that has none of the formats of its kind."""
     found = ", ".join(columns) or "none with a value"
     advice = f"{hint}\n" if hint else ""
     example = row_as_text(dict(columns), 300)
     return RowError(
-        f"wrong columns for {'sft' if kind == 'sft' else 'preference training (dpo)'}",
+        f"wrong columns for {_KINDS[kind]}",
         f"found the columns {found}:\n  {example}\n{advice}needed is a row such as\n{NEEDS[kind]}",
     )

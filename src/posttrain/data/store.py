@@ -31,6 +31,9 @@ PAIRS = pa.schema(
         "margin": pa.float32(),
     }
 )
+PROMPTS = pa.schema(
+    {"prompt_ids": IDS, "row": pa.int64(), "place": pa.string(), "prompt": pa.string(), "columns": pa.string()}
+)
 
 
 def cached_folder(root: Path, key: str, build: Callable[[Path], None]) -> Path:

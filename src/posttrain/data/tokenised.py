@@ -19,6 +19,8 @@ class Options:
         assistant_only: train on the assistant's messages alone.
         packing: None, or the strategy.
         shuffle_seed: put documents into a random order, before they are packed; None = leave them.
+        long_prompts: what happens to a prompt above max_length: drop, truncate_left or error.
+        template_kwargs: further variables for the chat template, as JSON.
     """
 
     max_length: int | None
@@ -28,6 +30,8 @@ class Options:
     assistant_only: bool = False
     packing: str | None = None
     shuffle_seed: int | None = None
+    long_prompts: str = "error"
+    template_kwargs: str = "{}"
 
     def kept(self, length: int) -> slice:
         """What is left of a sequence of `length` tokens."""
