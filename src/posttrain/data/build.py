@@ -40,6 +40,8 @@ _DROPPED = {
     "rows_dropped_prompt_too_long": "the prompt fills --max_length {max_length} and leaves no token to train on",
     "rows_dropped_long_prompt": "the prompt is longer than --max_prompt_tokens {max_length}",
 }
+_ABOUT_TARGETS = ("rows_prompt_not_prefix", "rows_dropped_no_target", "rows_dropped_prompt_too_long")
+_COUNTED = {"sft": _ABOUT_TARGETS, "preference": _ABOUT_TARGETS, "prompts": ("rows_dropped_long_prompt",)}
 _ROWS_AT_ONCE = 1024
 _SECONDS_BEFORE_BAR = 3.0
 _PLACES_SHOWN = 3
@@ -92,7 +94,7 @@ def _tokenised_batches(
 ) -> Iterator[Columns]:
     from tqdm import tqdm
 
-    for name in ("rows_truncated", "tokens_truncated", "rows_prompt_not_prefix", *_DROPPED):
+    for name in ("rows_truncated", "tokens_truncated", *_COUNTED[kind]):
         totals.counts[name] = 0
     bar = tqdm(
         source.rows(),
