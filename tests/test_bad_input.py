@@ -23,12 +23,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    import posttrain.training
+    import posttrain.methods
 
     def refuse(*args: object) -> None:
         raise AssertionError("weights are being loaded")
 
-    monkeypatch.setattr(posttrain.training, "load_causal_model", refuse)
+    monkeypatch.setattr(posttrain.methods, "load_causal_model", refuse)
 
 
 def pair(chosen: str = "right", rejected: str = "wrong", prompt: str = "What is it? ") -> dict[str, Any]:

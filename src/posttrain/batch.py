@@ -113,7 +113,10 @@ class PackedBatch:
         num_groups: documents, pairs or prompts in the row.
         num_tokens: tokens of all sequences, a shared prompt counted once for each of them.
         reference_logprobs: (N,) float32, log-probs of the targets under the reference model, where a method has one.
-        example_ids: (num_groups,) int64, rows of the dataset; for caches and for messages.
+        old_logprobs: (N,) float32, log-probs under the policy that sampled the targets; None = under this very policy.
+        advantages: (C,) float32, how much better than expected each sequence is.
+        entropy_mask: (N,) float32, 1 = the target is among the uncertain ones that a policy is trained on; None = all.
+        margins: (num_groups,) float32, how much better the chosen completion of each pair is, where rows say so.
     """
 
     input_ids: torch.Tensor
@@ -126,7 +129,10 @@ class PackedBatch:
     num_groups: int
     num_tokens: int
     reference_logprobs: torch.Tensor | None = None
-    example_ids: torch.Tensor | None = None
+    old_logprobs: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    entropy_mask: torch.Tensor | None = None
+    margins: torch.Tensor | None = None
 
     @property
     def num_targets(self) -> int:
@@ -180,7 +186,7 @@ def pack(
     parents: Sequence[int],
     num_groups: int,
     reference_logprobs: np.ndarray | None = None,
-    example_ids: Sequence[int] | None = None,
+    margins: Sequence[float] | None = None,
 ) -> PackedBatch:
     """Lays segments side by side in one row.
 
@@ -191,7 +197,7 @@ def pack(
         parents: S indices of parents, or NO_PARENT; a parent is a root, not empty, and stands before its children.
         num_groups: documents, pairs or prompts among the segments.
         reference_logprobs: (N,) in the order of the targets.
-        example_ids: (num_groups,) rows of the dataset.
+        margins: (num_groups,) of pairs.
 
     Returns:
         The batch, on the CPU.
@@ -227,5 +233,5 @@ def pack(
         num_groups=num_groups,
         num_tokens=int((lengths + depth)[is_leaf].sum()),
         reference_logprobs=None if reference_logprobs is None else torch.from_numpy(reference_logprobs).float(),
-        example_ids=None if example_ids is None else torch.tensor(example_ids, dtype=torch.int64),
+        margins=None if margins is None else torch.tensor(margins, dtype=torch.float32),
     )

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,10 +23,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
-from posttrain.logprobs import TokenStatistics
 from posttrain.losses import Loss
 from posttrain.methods import Method
-from posttrain.scoring import Scorer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
 TIMINGS = ("tokens_per_second", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
@@ -39,16 +38,35 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+@dataclass
+class _Counts:
+    """What has been counted since the last line: sums and weights, and for (name, sign) the largest sign * value."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, float | torch.Tensor] = field(default_factory=lambda: defaultdict(float))
+    largest: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict)
+
+    def add(self, loss: Loss) -> None:
+        for name, (total, weight) in loss.metrics.items():
+            total = total.detach().float()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            self.weights[name] += weight
+        for sign, values in ((-1.0, loss.minima), (1.0, loss.maxima)):
+            for name, value in values.items():
+                key, value = (name, sign), sign * value.detach().float()
+                self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
+
+
 class PostTrainer(Trainer):
     """transformers.Trainer for packed batches.
 
     Args:
         method: what is trained.
-        scorer: of the policy.
+        scorer: of the policy; the method's.
         **kwargs: of transformers.Trainer; the collator is the method's.
     """
 
-    def __init__(self, method: Method, scorer: Scorer, **kwargs: Any):
+    def __init__(self, method: Method, scorer: Any, **kwargs: Any):
         self.method = method
         self.scorer = scorer
         self.router_loss_coef = method.config.router_aux_loss_coef
@@ -56,8 +74,7 @@ class PostTrainer(Trainer):
         # Losses here are divided by the weight of the whole step: nothing is left to divide by.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._sums: dict[str, torch.Tensor] = {}
-        self._weights: dict[str, float | torch.Tensor] = defaultdict(float)
+        self._counts = _Counts()
         self._tokens_since_log = 0.0
         self._all_tokens = self._all_seconds = 0.0
         self._clock = time.perf_counter()
@@ -100,18 +117,18 @@ class PostTrainer(Trainer):
         inputs: PackedBatch,
         return_outputs: bool = False,
         num_items_in_batch: dict[str, float] | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, TokenStatistics]:
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """This micro-batch's share of the step's loss; shares of all micro-batches and ranks add up to the loss."""
         statistics = self.scorer(model, inputs)
         loss = self.method.loss(inputs, statistics)
         totals = num_items_in_batch or self.method.weights(inputs)
         share = sum(term.sum * (term.coefficient / totals[term.divide_by]) for term in loss.terms)
-        self._count(loss)
+        self._counts.add(loss)
         if self.router_loss_coef and statistics.router_loss is not None:
             # A mean over the tokens of one forward pass; micro-batches count by their targets.
             part = inputs.num_targets / totals["targets"]
             share = share + self.router_loss_coef * part * statistics.router_loss
-            self._count(Loss((), {"aux_loss": (statistics.router_loss * part, part)}))
+            self._counts.add(Loss((), {"aux_loss": (statistics.router_loss * part, part)}))
         # The wrappers of data parallelism average gradients over ranks; the shares are to be added.
         share = share * self.args.world_size
         return (share, statistics) if return_outputs else share
@@ -123,24 +140,24 @@ class PostTrainer(Trainer):
             stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
         return stack
 
-    def _count(self, loss: Loss) -> None:
-        for name, (total, weight) in loss.metrics.items():
-            total = total.detach().float()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._weights[name] += weight
-
     def _pop_metrics(self) -> dict[str, float]:
-        """Means over everything counted since the last call, over all ranks; one transfer from the device."""
-        if not self._sums:
+        """Means and extremes of everything counted since the last call, over all ranks."""
+        counts, self._counts = self._counts, _Counts()
+        if not counts.sums:
             return {}
-        names = sorted(self._sums)
-        weights = [torch.as_tensor(self._weights[name], device=self.args.device) for name in names]
-        table = torch.stack([torch.stack([self._sums[name] for name in names]), torch.stack(weights).float()]).double()
+        names = sorted(counts.sums)
+        weights = [torch.as_tensor(counts.weights[name], device=self.args.device) for name in names]
+        table = torch.stack([torch.stack([counts.sums[name] for name in names]), torch.stack(weights).float()]).double()
         if self.args.world_size > 1:
             table = self.accelerator.reduce(table, "sum")
-        self._sums, self._weights = {}, defaultdict(float)
-        sums, counts = table.tolist()
-        return {name: s / w for name, s, w in zip(names, sums, counts, strict=True) if w}
+        values = {name: s / w for name, s, w in zip(names, *table.tolist(), strict=True) if w}
+        if counts.largest:
+            keys = sorted(counts.largest)
+            largest = torch.stack([counts.largest[key] for key in keys])
+            if self.args.world_size > 1:
+                largest = self.accelerator.gather(largest[None]).amax(0)
+            values |= {name: sign * value for (name, sign), value in zip(keys, largest.tolist(), strict=True)}
+        return self.method.finish_metrics(values)
 
     # -- logging
 
@@ -183,8 +200,7 @@ class PostTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The same loss and metrics as in training, over a whole data set: sums divided once, at the end."""
         began = time.perf_counter()
-        training = self._sums, self._weights
-        self._sums, self._weights = {}, defaultdict(float)
+        training, self._counts = self._counts, _Counts()
         model = self.model_wrapped
         if not self.is_in_train:
             model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
@@ -198,8 +214,8 @@ class PostTrainer(Trainer):
             weights = self.method.weights(batch)
             for i, term in enumerate(loss.terms):
                 names.append(f"term {i}")
-                self._count(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
-            self._count(loss)
+                self._counts.add(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
+            self._counts.add(loss)
             num_samples += batch.num_groups
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         values = self._pop_metrics()
@@ -207,6 +223,6 @@ class PostTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_loss": sum(terms)}
         metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         model.train(was_training)
-        self._sums, self._weights = training
+        self._counts = training
         self._clock += time.perf_counter() - began
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)

@@ -26,11 +26,9 @@ from posttrain.models import (
     digest_of_model,
     disable_dropout,
     keep_bool_buffers_out_of_ddp,
-    load_causal_model,
     match_tokenizer,
     move_into_place,
 )
-from posttrain.scoring import Scorer
 from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,8 +54,7 @@ def run(method: Method) -> dict[str, float]:
     arguments = training_arguments(config)
 
     transformers.set_seed(arguments.seed)
-    assert config.model_name_or_path is not None
-    model = load_causal_model(config, config.model_name_or_path)
+    model = method.load(tokenizer)
     match_tokenizer(model, tokenizer)
     if getattr(config, "disable_dropout", False):
         disable_dropout(model)
@@ -67,7 +64,7 @@ def run(method: Method) -> dict[str, float]:
         model.config.output_router_logits = True
     if not (_is_sharded(arguments) or config.load_in_4bit or config.load_in_8bit):
         model.to(arguments.device)  # before the trial of the ways to score, and before a reference scores the data
-    scorer = Scorer(model, packed=config.attn_implementation is None)
+    scorer = method.make_scorer(model)
     if config.work_dir is not None:
         arguments.output_dir = str(Path(config.work_dir) / fingerprint(config, train, evaluation, model))
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]

@@ -25,7 +25,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Loss:
-    """Terms of a loss, and metrics as (sum, weight): their ratio, over however many batches, is what is logged."""
+    """Terms of a loss, and what is logged beside it, over however many batches.
+
+    Args:
+        terms: the loss is their sum.
+        metrics: name → (sum, weight); their ratio is logged.
+        minima, maxima: name → () smallest and largest value of the batch.
+    """
 
     terms: tuple[Term, ...]
     metrics: dict[str, tuple[torch.Tensor, float | torch.Tensor]] = field(default_factory=dict)
+    minima: dict[str, torch.Tensor] = field(default_factory=dict)
+    maxima: dict[str, torch.Tensor] = field(default_factory=dict)

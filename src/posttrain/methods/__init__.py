@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from posttrain.batch import PackedBatch
-from posttrain.logprobs import TokenStatistics
 from posttrain.losses import Loss
+from posttrain.models import load_causal_model
+from posttrain.scoring import Scorer
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from posttrain.config import CommonConfig
-    from posttrain.scoring import Scorer
 
 Row = dict[str, Any]
 
@@ -30,8 +30,17 @@ class Method:
     def __init__(self, config: CommonConfig):
         self.config = config
 
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model that `model_name_or_path` names, in the form that this method trains."""
+        assert self.config.model_name_or_path is not None
+        return load_causal_model(self.config, self.config.model_name_or_path)
+
+    def make_scorer(self, model: PreTrainedModel) -> Any:
+        """A function of the model, wrapped or not, and a batch: what `loss` is told. Made once, before wrapping."""
+        return Scorer(model, packed=self.config.attn_implementation is None)
+
     def setup(
-        self, model: PreTrainedModel, scorer: Scorer, datasets: Sequence[Dataset], device: torch.device
+        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], device: torch.device
     ) -> list[Dataset]:
         """Called once, with the policy as loaded, before adapters and wrappers; may add columns to the datasets."""
         return list(datasets)
@@ -52,6 +61,15 @@ class Method:
         """Adds what the loss needs and the dataset does not hold; called without gradient, on the device."""
         return batch
 
-    def loss(self, batch: PackedBatch, statistics: TokenStatistics) -> Loss:
-        """The loss of a batch whose targets have been scored under the policy."""
+    def loss(self, batch: PackedBatch, statistics: Any) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            batch: complete.
+            statistics: what the scorer says of it under the policy.
+        """
         raise NotImplementedError
+
+    def finish_metrics(self, values: dict[str, float]) -> dict[str, float]:
+        """Metrics as they are logged, from ratios over all batches and ranks since the last line."""
+        return values

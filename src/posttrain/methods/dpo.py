@@ -82,8 +82,7 @@ class DPO(Method):
                 masks.append(np.asarray(row[f"{side}_mask"]))
                 parents.append(parent)
         stored = np.concatenate([row[COLUMN] for row in rows]) if COLUMN in rows[0] else None
-        example_ids = [row["row"] for row in rows]
-        return pack(ids, masks, parents, len(rows), reference_logprobs=stored, example_ids=example_ids)
+        return pack(ids, masks, parents, len(rows), reference_logprobs=stored)
 
     def weights(self, batch: PackedBatch) -> dict[str, int]:
         return batch.weights() | {"chosen_targets": int((batch.sequence_ids % 2 == 0).sum())}
