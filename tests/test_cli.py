@@ -84,7 +84,7 @@ def test_the_overview_lists_every_method(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "posttrain 0.1.0\n"
     assert main(["dpp"]) == 2
-    assert "'dpp' is not a method (sft, dpo); did you mean dpo?" in capsys.readouterr().err
+    assert f"'dpp' is not a method ({', '.join(METHODS)}); did you mean dpo?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)

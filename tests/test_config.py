@@ -31,21 +31,30 @@ SHARED = {
     "dataset_train_split": "train", "dataset_test_split": "test", "dataset_streaming": False,
     "ignore_bias_buffers": False, "datasets": [], "streaming": False, "test_split_size": None, "bf16": None,
     "logging_steps": 10, "model_init_kwargs": None, "trust_remote_code": False, "router_aux_loss_coef": None,
-    "dataset_num_proc": None, "max_length": 1024, "truncation_mode": "keep_start", "padding_free": False,
-    "pad_to_multiple_of": "auto", "activation_offloading": False, "pad_token": None,
+    "dataset_num_proc": None, "pad_to_multiple_of": "auto", "activation_offloading": False, "pad_token": None,
 }  # fmt: skip
+LENGTH = {"max_length": 1024, "truncation_mode": "keep_start", "padding_free": False}
 OF_METHOD = {
-    "sft": {
+    "sft": LENGTH | {
         "learning_rate": 2e-5, "chat_template_path": None, "dataset_text_field": "text", "dataset_kwargs": None,
         "eos_token": None, "shuffle_dataset": False, "packing": False, "packing_strategy": "bfd", "eval_packing": None,
         "completion_only_loss": None, "assistant_only_loss": False, "loss_type": "nll",
     },
-    "dpo": {
+    "dpo": LENGTH | {
         "learning_rate": 1e-6, "disable_dropout": True, "precompute_ref_log_probs": False,
         "precompute_ref_batch_size": None, "loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None,
         "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "label_smoothing": 0.0, "beta": 0.1,
         "use_weighting": False, "discopop_tau": 0.05, "sync_ref_model": False, "ref_model_mixup_alpha": 0.6,
         "ref_model_sync_steps": 512,
+    },
+    "grpo": {
+        "learning_rate": 1e-6, "num_generations": 8, "max_completion_length": 512, "temperature": 1.0, "beta": 0.0,
+        "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": None, "scale_rewards": "group", "num_iterations": 1,
+        "importance_sampling_level": "token", "mask_truncated_completions": False, "disable_dropout": False,
+    },
+    "rloo": {
+        "learning_rate": 1e-6, "num_generations": 2, "max_completion_length": 512, "temperature": 1.0, "beta": 0.05,
+        "epsilon": 0.2, "normalize_advantages": False, "reward_clip_range": None, "num_iterations": 1,
     },
 }  # fmt: skip
 REFUSED_ARGUMENTS = {"parallelism_config", "do_predict"}
@@ -109,6 +118,7 @@ def test_flags_match_the_reference_list(method: str) -> None:
                 text = {"dict" if str(k).startswith("dict") else getattr(k, "__name__", "") for k in kinds}
                 text |= {str(k) for k in kinds}
                 wanted = {word.split("[")[0] if word.startswith("dict") else word for word in fact["type"].split(" | ")}
+                wanted = {"list[float]" if word == "tuple[float, float]" else word for word in wanted}
                 # A mapping may also come as its JSON text, which any reader here takes.
                 assert wanted - {"None", "str"} <= text, (name, wanted, text)
     refused = set(reference["transformers_training_arguments"]) - set(ours)

@@ -6,9 +6,10 @@ Nothing here imports torch or transformers: a wrong flag is reported at once.
 from posttrain.config.common import CommonConfig, DatasetSource
 from posttrain.config.fields import suggestion
 from posttrain.config.help_page import help_page
-from posttrain.config.methods import METHODS, DPOConfig, SFTConfig
+from posttrain.config.methods import METHODS, DPOConfig, RewardConfig, SFTConfig
 from posttrain.config.parse import LaunchOptions, from_mapping, parse_command_line
 from posttrain.config.paths import check_paths
+from posttrain.config.policy import GRPOConfig, PolicyConfig, RLOOConfig
 from posttrain.config.yaml_files import load_yaml
 
 __all__ = [
@@ -16,7 +17,11 @@ __all__ = [
     "CommonConfig",
     "DPOConfig",
     "DatasetSource",
+    "GRPOConfig",
     "LaunchOptions",
+    "PolicyConfig",
+    "RLOOConfig",
+    "RewardConfig",
     "SFTConfig",
     "check_paths",
     "from_mapping",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import flag
+from posttrain.config.policy import GRPOConfig, RLOOConfig
 
 LOSSES_WITH_DIVERGENCE = ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"]
 DPO_LOSSES = [
@@ -74,6 +75,22 @@ class DPOFlags:
 
 
 @dataclass(kw_only=True)
+class RewardFlags:
+    """Reward modeling"""
+
+    learning_rate: float = flag(1e-4, "Step size of the optimizer at its peak.", low=0)
+    max_length: int | None = flag(
+        1024, "Longest side of a pair in tokens; a pair with a longer one is left out; none: no limit.", low=1
+    )
+    center_rewards_coefficient: float | None = flag(
+        None, "Weight of a term that keeps the two rewards of a pair around zero, such as 0.01.", low=0
+    )
+    disable_dropout: bool = flag(True, "No dropout in the model.")
+    pad_to_multiple_of: int | str | None = flag("auto", "Accepted without effect: batches never hold padding.")
+    lora_task_type: str = flag("SEQ_CLS", "Kind of model for peft: one with a score.", choices=("SEQ_CLS",))
+
+
+@dataclass(kw_only=True)
 class SFTConfig(SFTFlags, LengthFlags, CommonConfig):
     """Everything that a run of supervised fine-tuning is told."""
 
@@ -126,4 +143,25 @@ class DPOConfig(DPOFlags, LengthFlags, CommonConfig):
             yield "sync_ref_model needs a reference apart from the base model of the adapters; leave out one of the two"
 
 
-METHODS: dict[str, type[CommonConfig]] = {"sft": SFTConfig, "dpo": DPOConfig}
+@dataclass(kw_only=True)
+class RewardConfig(RewardFlags, CommonConfig):
+    """Everything that a run of reward modeling is told."""
+
+    method: ClassVar[str] = "reward"
+    data_kind: ClassVar[str] = "reward"
+    summary: ClassVar[str] = "a reward model from pairs of a chosen and a rejected answer"
+
+    def problems(self) -> Iterator[str]:
+        """The common rules, and those of reward models."""
+        yield from super().problems()
+        if self.router_aux_loss_coef is not None:
+            yield "router_aux_loss_coef: transformers' classifiers compute no router loss; leave it out"
+
+
+METHODS: dict[str, type[CommonConfig]] = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "grpo": GRPOConfig,
+    "rloo": RLOOConfig,
+}

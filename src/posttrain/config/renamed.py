@@ -25,7 +25,6 @@ _REASON = {
     "include_tokens_per_second": "leave it out; tokens per second are always logged",
     "parallelism_config": "put a parallelism_config into an accelerate file and name that with --accelerate_config",
     "do_predict": "these commands do not predict; set eval_strategy to evaluate, or evaluate the finished model",
-    "log_multimodal": "posttrain trains text models only; leave it out",
     "max_pixels": "posttrain trains text models only; leave it out",
     "min_pixels": "posttrain trains text models only; leave it out",
 }
