@@ -42,10 +42,11 @@ def _run_command(words: list[str]) -> int:
 def _train(config: CommonConfig) -> None:
     from posttrain.methods import Method
     from posttrain.methods.dpo import DPO
+    from posttrain.methods.reward import Reward
     from posttrain.methods.sft import SFT
     from posttrain.training import run
 
-    methods: dict[str, type[Method]] = {"sft": SFT, "dpo": DPO}
+    methods: dict[str, type[Method]] = {"sft": SFT, "reward": Reward, "dpo": DPO}
     run(methods[config.method](config))
 
 

@@ -25,6 +25,21 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
     Raises:
         UserError: it cannot be found, read or understood.
     """
+    options = loading_options(config)
+    try:
+        if is_adapter(path):
+            from peft import AutoPeftModelForCausalLM
+
+            with peft_warnings():
+                merged = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
+            return merged.requires_grad_(True)  # peft had frozen the base
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--model_name_or_path {path}: the model cannot be loaded: {first_line(error)}") from error
+
+
+def loading_options(config: CommonConfig) -> dict[str, Any]:
+    """The flags that say how weights are loaded, as keyword arguments of from_pretrained."""
     options: dict[str, Any] = dict(getattr(config, "model_init_kwargs", None) or {})
     options.setdefault("dtype", _dtype(config.dtype))
     options.update(revision=config.model_revision, trust_remote_code=config.trust_remote_code)
@@ -32,21 +47,21 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
         options["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit or config.load_in_8bit:
         options["quantization_config"] = _quantization(config)
-    try:
-        if (Path(path) / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
+    return options
 
-            with _peft_warnings():
-                merged = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
-            return merged.requires_grad_(True)  # peft had frozen the base
-        return AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--model_name_or_path {path}: the model cannot be loaded: {first}") from error
+
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds an adapter in place of a model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its explanations."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager
-def _peft_warnings() -> Iterator[None]:
+def peft_warnings() -> Iterator[None]:
     """Without the warning that peft sets off by asking a newer transformers for something by its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -76,7 +91,7 @@ def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for."""
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
-    for config in (model.config, model.generation_config):
+    for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
 
@@ -104,7 +119,7 @@ def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module
     if config.seed is not None:
         set_seed(config.seed)
     try:
-        with _peft_warnings():
+        with peft_warnings():
             return get_peft_model(model, lora)
     except ValueError as error:
         raise UserError(

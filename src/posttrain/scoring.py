@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,14 +38,14 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, packed: bool = True):
         self.packed = False
         self.head: TargetHead | None = None
-        trial = _trial_batch(model.config.get_text_config().vocab_size).to(model.device)
+        trial = trial_batch(model.config.get_text_config().vocab_size).to(model.device)
         was_training = model.training
         model.eval()
         try:
             with torch.no_grad():
                 expected = self(model, trial).logprobs
-                if packed and _may_attend_by_segments(model):
-                    self.packed = _try_packed(self, model, trial, expected)
+                if packed and may_attend_by_segments(model):
+                    self.packed = try_packed(self, model, lambda: self(model, trial).logprobs, expected)
                 self.head = _try_head(self, model, trial, expected)
         finally:
             model.train(was_training)
@@ -95,7 +97,7 @@ class Scorer:
         return TokenStatistics(logprobs, entropy, is_argmax, mean_logit, log_collision, router_loss)
 
 
-def _trial_batch(vocab_size: int) -> PackedBatch:
+def trial_batch(vocab_size: int) -> PackedBatch:
     """A document, and a prompt with two completions, of a few different tokens each."""
     lengths, parents = (7, 5, 4, 6), (NO_PARENT, NO_PARENT, 1, 1)
     ids = [np.arange(3, 3 + n) * 7919 * (i + 1) % vocab_size for i, n in enumerate(lengths)]
@@ -104,7 +106,7 @@ def _trial_batch(vocab_size: int) -> PackedBatch:
     return pack(ids, masks, parents, num_groups=2)
 
 
-def _may_attend_by_segments(model: PreTrainedModel) -> bool:
+def may_attend_by_segments(model: PreTrainedModel) -> bool:
     """What a trial on a few tokens might miss: state carried along the row, and attention in chunks."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -115,18 +117,27 @@ def _may_attend_by_segments(model: PreTrainedModel) -> bool:
     )
 
 
-def _agrees(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def agrees(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways of computing the same log-probs, by a model of this type, came to the same."""
     error = ((actual - expected).abs() / (1 + expected.abs())).max().item()
     return error <= _TOLERANCE.get(dtype, 3e-2)
 
 
-def _try_packed(scorer: Scorer, model: PreTrainedModel, trial: PackedBatch, expected: torch.Tensor) -> bool:
+def try_packed(scorer: Any, model: PreTrainedModel, score: Callable[[], torch.Tensor], expected: torch.Tensor) -> bool:
+    """Whether a model can attend by segments; leaves it with the attention for that, or as it was.
+
+    Args:
+        scorer: its `packed` is set for the trial, and left so.
+        model: the scorer's.
+        score: runs the trial with the scorer as it stands.
+        expected: what must come out.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation(attention.NAME)
     scorer.packed = True
     # A model that takes no such keywords, or whose attention is not called with them, says so in its own way.
     with contextlib.suppress(attention.UnsupportedAttentionError, TypeError, ValueError, RuntimeError):
-        if _agrees(scorer(model, trial).logprobs, expected, model.dtype):
+        if agrees(score(), expected, model.dtype):
             return True
     scorer.packed = False
     model.set_attn_implementation(before)
@@ -140,7 +151,7 @@ def _try_head(scorer: Scorer, model: PreTrainedModel, trial: PackedBatch, expect
         return None
     scorer.head = head
     # Logits that are scaled or soft-capped after the head would change the statistics, or their shape.
-    if _agrees(scorer(model, trial).logprobs, expected, model.dtype):
+    if agrees(scorer(model, trial).logprobs, expected, model.dtype):
         return head
     scorer.head = None
     head.__class__ = torch.nn.Linear  # type: ignore[assignment]

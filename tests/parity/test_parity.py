@@ -47,7 +47,8 @@ def as_arguments(flags: dict[str, Any]) -> list[str]:
 
 
 def run_case(method: str, common: dict[str, Any], run: dict[str, Any], folder: Path) -> list[dict[str, float]]:
-    flags = {**common, **run["flags"], "model_name_or_path": KIT / "model", "dataset_name": KIT / run["data"]}
+    model = KIT / ("reward_model" if method == "reward" else "model")
+    flags = {**common, **run["flags"], "model_name_or_path": model, "dataset_name": KIT / run["data"]}
     if run.get("reference") == "ref_model":
         flags["ref_model_name_or_path"] = KIT / "ref_model"
     words = as_arguments({**flags, "output_dir": folder / "out", "cache_dir": folder / "cache"})
@@ -78,3 +79,8 @@ def test_sft(common: dict[str, Any], run: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize(("common", "run"), cases("dpo"))
 def test_dpo(common: dict[str, Any], run: dict[str, Any], tmp_path: Path) -> None:
     compare(run, run_case("dpo", common, run, tmp_path))
+
+
+@pytest.mark.parametrize(("common", "run"), cases("reward"))
+def test_reward(common: dict[str, Any], run: dict[str, Any], tmp_path: Path) -> None:
+    compare(run, run_case("reward", common, run, tmp_path))

@@ -17,6 +17,7 @@ from posttrain.data.preference import tokenise_preference
 from posttrain.data.problems import Problems, RowError
 from posttrain.data.prompts import parse_prompt, tokenise_prompts
 from posttrain.data.readers import Row
+from posttrain.data.reward import tokenise_reward
 from posttrain.data.sft import tokenise_sft
 from posttrain.data.sources import Source
 from posttrain.data.tokenised import Options, Tokenised
@@ -27,21 +28,34 @@ Columns = dict[str, list[Any]]
 _TOKENISE: dict[str, Callable[[Any, Sequence[Row], Options, int], Tokenised]] = {
     "sft": tokenise_sft,
     "preference": tokenise_preference,
+    "reward": tokenise_reward,
     "prompts": tokenise_prompts,
 }
-_SCHEMA = {"sft": store.DOCUMENTS, "preference": store.PAIRS, "prompts": store.PROMPTS}
+_SCHEMA = {
+    "sft": store.DOCUMENTS,
+    "preference": store.PAIRS,
+    "reward": store.WHOLE_PAIRS,
+    "prompts": store.PROMPTS,
+}
 _IDS_AND_MASK = {
     "sft": (("input_ids", "loss_mask"),),
     "preference": (("chosen_ids", "chosen_mask"), ("rejected_ids", "rejected_mask")),
+    "reward": (),
     "prompts": (),
 }
 _DROPPED = {
     "rows_dropped_no_target": "no token to train on",
     "rows_dropped_prompt_too_long": "the prompt fills --max_length {max_length} and leaves no token to train on",
+    "rows_dropped_pair_too_long": "a side is longer than --max_length {max_length}",
     "rows_dropped_long_prompt": "the prompt is longer than --max_prompt_tokens {max_length}",
 }
 _ABOUT_TARGETS = ("rows_prompt_not_prefix", "rows_dropped_no_target", "rows_dropped_prompt_too_long")
-_COUNTED = {"sft": _ABOUT_TARGETS, "preference": _ABOUT_TARGETS, "prompts": ("rows_dropped_long_prompt",)}
+_COUNTED = {
+    "sft": _ABOUT_TARGETS,
+    "preference": _ABOUT_TARGETS,
+    "reward": ("rows_dropped_pair_too_long",),
+    "prompts": ("rows_dropped_long_prompt",),
+}
 _ROWS_AT_ONCE = 1024
 _SECONDS_BEFORE_BAR = 3.0
 _PLACES_SHOWN = 3
@@ -122,7 +136,8 @@ def _counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[st
     """Passes batches on, and counts what training will see."""
     for columns in batches:
         counts["rows"] += len(next(iter(columns.values())))
-        counts["tokens"] += sum(map(len, columns.get("prompt_ids", ())))
+        without_mask = {name for name in columns if name.endswith("_ids")} - {ids for ids, _ in _IDS_AND_MASK[kind]}
+        counts["tokens"] += sum(len(ids) for name in without_mask for ids in columns[name])
         for ids_name, mask_name in _IDS_AND_MASK[kind]:
             ids, mask = np.concatenate(columns[ids_name]), np.concatenate(columns[mask_name]) != 0
             counts["tokens"] += len(ids)

@@ -40,11 +40,13 @@ class PreparedData:
     Args:
         dataset: rows of tokens, mapped into memory. SFT: input_ids (int32), loss_mask (int8, 1 = trained on, never for
             a first token), and when packed lengths (int32, the segments). Preferences: prompt_ids, chosen_ids,
-            chosen_mask, rejected_ids, rejected_mask, row (index in the data set) and margin (may be null). Prompts:
-            prompt_ids, row, place, and as JSON prompt and columns (all others).
+            chosen_mask, rejected_ids, rejected_mask, row (index in the data set) and margin (may be null); for
+            reward models without the masks. Prompts: prompt_ids, row, place, and as JSON prompt and columns (all
+            others).
         counts: rows_read, rows, tokens, targets (tokens trained on), eos_targets, rows_truncated, tokens_truncated,
-            rows_dropped_no_target, rows_dropped_prompt_too_long, rows_prompt_not_prefix (the completion starts within
-            the prompt's last tokens), tokens_left_out (when packing: of pieces without a target).
+            rows_dropped_no_target, rows_dropped_prompt_too_long, rows_dropped_pair_too_long, rows_prompt_not_prefix
+            (the completion starts within the prompt's last tokens), tokens_left_out (when packing: of pieces without a
+            target); those that can happen to the kind.
     """
 
     dataset: "Dataset"
@@ -57,7 +59,7 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
     Args:
         config: of the run.
         tokenizer: from load_tokenizer.
-        kind: "sft", "preference" or "prompts".
+        kind: "sft", "preference", "reward" or "prompts".
         split: `config.dataset_train_split` or `config.dataset_test_split`.
 
     Returns:
@@ -90,7 +92,7 @@ def check(config: CommonConfig, kind: str) -> None:
 
     Args:
         config: of the run.
-        kind: "sft", "preference" or "prompts".
+        kind: "sft", "preference", "reward" or "prompts".
 
     Raises:
         UserError: a file or split is missing or cannot be read, or one of the first rows cannot be used.
@@ -124,6 +126,8 @@ def _options(config: Any, kind: str, role: Role) -> Options:
             long_prompts=config.long_prompts,
             template_kwargs=json.dumps(config.chat_template_kwargs or {}, sort_keys=True),
         )
+    if kind == "reward":
+        return Options(max_length=config.max_length, keep_end=False)  # and nothing is cut
     options = {"max_length": config.max_length, "keep_end": config.truncation_mode == "keep_end"}
     if kind != "sft":
         return Options(**options)

@@ -31,6 +31,9 @@ PAIRS = pa.schema(
         "margin": pa.float32(),
     }
 )
+WHOLE_PAIRS = pa.schema(
+    {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "row": pa.int64(), "margin": pa.float32()}
+)
 PROMPTS = pa.schema(
     {"prompt_ids": IDS, "row": pa.int64(), "place": pa.string(), "prompt": pa.string(), "columns": pa.string()}
 )

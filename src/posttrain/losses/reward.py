@@ -16,7 +16,7 @@ def reward_loss(
 ) -> Loss:
     """Bradley-Terry: mean over the P pairs of -log σ(r_c - r_r - m) (arXiv 2203.02155, eq. 1; the margin m: arXiv
     2307.09288, eq. 2), plus a coefficient times the mean of (r_c + r_r)², which keeps rewards around zero
-    (arXiv 2312.09244, section 2).
+    (arXiv 2312.09244).
 
     Metrics, all of scores r alone, without m: {min,mean,max}_reward over all completions; accuracy, the share of pairs
     with r_c > r_r; margin, the mean of r_c - r_r; and with p = σ(r_c - r_r), the probability that the model gives to
@@ -49,7 +49,7 @@ _GAP = "calibration_gap/"
 
 
 def confidence_gaps(difference: torch.Tensor) -> torch.Tensor:
-    """Sums, over the pairs of each bin of confidence, of confidence minus 1 if the better one was scored higher, else 0.
+    """Sums over the pairs of each bin of confidence: confidence, minus 1 where the better one was scored higher.
 
     A pair's confidence is σ(|r_c - r_r|), the probability of the completion that is scored higher. (P,) → (NUM_BINS,).
     """

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from posttrain.batch import NO_PARENT, PackedBatch, pack
+from posttrain.batch import PackedBatch, pack
 from posttrain.cache import cache_root
 from posttrain.config import DPOConfig
 from posttrain.logprobs import TokenStatistics
 from posttrain.losses import Loss
 from posttrain.losses.preference import PreferenceOptions, preference_loss
 from posttrain.methods import Method, Row
+from posttrain.methods.pairs import segments_of_pairs
 from posttrain.models import load_causal_model
 from posttrain.reference import COLUMN, Reference, SyncReference, with_stored_logprobs
 
@@ -67,22 +68,8 @@ class DPO(Method):
         return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
 
     def collate(self, rows: list[Row]) -> PackedBatch:
-        ids: list[np.ndarray] = []
-        masks: list[np.ndarray] = []
-        parents: list[int] = []
-        for row in rows:
-            parent = NO_PARENT
-            if len(row["prompt_ids"]):
-                parent = len(ids)
-                ids.append(np.asarray(row["prompt_ids"]))
-                masks.append(np.zeros(len(row["prompt_ids"]), dtype=np.int8))
-                parents.append(NO_PARENT)
-            for side in ("chosen", "rejected"):
-                ids.append(np.asarray(row[f"{side}_ids"]))
-                masks.append(np.asarray(row[f"{side}_mask"]))
-                parents.append(parent)
         stored = np.concatenate([row[COLUMN] for row in rows]) if COLUMN in rows[0] else None
-        return pack(ids, masks, parents, len(rows), reference_logprobs=stored)
+        return pack(*segments_of_pairs(rows), len(rows), reference_logprobs=stored)
 
     def weights(self, batch: PackedBatch) -> dict[str, int]:
         return batch.weights() | {"chosen_targets": int((batch.sequence_ids % 2 == 0).sum())}

@@ -1,0 +1,171 @@
+"""Reward models: transformers' sequence classifiers with one label, from whatever a reward model can start from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from posttrain.errors import UserError
+from posttrain.models import first_line, is_adapter, loading_options, peft_warnings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from posttrain.config import CommonConfig
+
+# Some of the families of language models that transformers has a classifier for, for the message to those it has not.
+FAMILIES = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3")
+HEADS = (
+    "score",
+    "classifier",
+)  # names of the last layer; peft's, for the modules that an adapter of a classifier saves
+
+
+def load_reward_model(config: CommonConfig, path: str) -> PreTrainedModel:
+    """A classifier with one label to be trained: from a causal language model, with a new score head; from a
+    classifier; or from an adapter of either, merged into its base.
+
+    Args:
+        config: of the run.
+        path: folder or hub id.
+
+    Raises:
+        UserError: it cannot be found, read or understood, or is no such model.
+    """
+    options = loading_options(config)
+    if "quantization_config" in options:
+        options["quantization_config"].llm_int8_skip_modules = [*HEADS]  # they are trained, so they stay numbers
+    return load_sequence_classifier(path, may_have_new_head=True, name="--model_name_or_path", **options)
+
+
+def load_sequence_classifier(
+    path: str,
+    dtype: Any = "auto",
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    may_have_new_head: bool = False,
+    name: str = "--reward_model_name_or_path",
+    **options: Any,
+) -> PreTrainedModel:
+    """A classifier with one label, an adapter merged into its base.
+
+    Args:
+        path: folder or hub id of a model, or folder of an adapter.
+        dtype: of the weights: a torch.dtype, or "auto" for that of the file.
+        revision: of a hub model.
+        trust_remote_code: run code that comes with it.
+        may_have_new_head: whether the score head may be a new, random one, where what is loaded has none.
+        name: of the flag, for messages.
+        **options: further ones of from_pretrained.
+
+    Raises:
+        UserError: it cannot be found, read or understood, has more than one label, or has no score head.
+    """
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        if is_adapter(path):
+            model, has_head = _load_adapter(path, name, options | hub | {"dtype": dtype})
+        else:
+            model, has_head = _load_classifier(path, name, options | hub | {"dtype": dtype})
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{name} {path}: the model cannot be loaded: {first_line(error)}") from error
+    if not has_head and not may_have_new_head:
+        raise UserError(
+            f"{name} {path}: it has no score head, so its scores would be random; `posttrain reward` trains one"
+        )
+    return model
+
+
+def _load_classifier(path: str, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its head was among the weights."""
+    config = AutoConfig.from_pretrained(
+        path, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
+    )
+    is_classifier = any("ForSequenceClassification" in one for one in config.architectures or ())
+    _check_config(path, name, config, is_classifier)
+    config.num_labels = 1
+    with _without_report():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, output_loading_info=True, **options
+        )
+    missing = set(info["missing_keys"])
+    of_head = {key for key in missing if key.split(".")[0] in HEADS}
+    if missing - of_head or (is_classifier and of_head):
+        raise UserError(f"{name} {path}: weights are missing: {', '.join(sorted(missing)[:3])}")
+    return model, not of_head
+
+
+def _check_config(path: str, name: str, config: PreTrainedConfig, is_classifier: bool) -> None:
+    known = type(config) in AutoModelForSequenceClassification._model_mapping.keys()
+    if not known and "AutoModelForSequenceClassification" not in (getattr(config, "auto_map", None) or {}):
+        raise UserError(
+            f"{name} {path}: transformers has no sequence classifier for models of the type {config.model_type}; it "
+            f"has one for {', '.join(FAMILIES)} and others"
+        )
+    if is_classifier and config.num_labels != 1:
+        labels = ", ".join(str(label) for label in config.id2label.values())
+        raise UserError(
+            f"{name} {path}: it is a classifier with {config.num_labels} labels ({labels}), and a reward model has one "
+            "score; take a causal language model, or a classifier with num_labels 1"
+        )
+
+
+def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
+    """The base model with the adapter merged into it, and whether either of them brought a head."""
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    adapter = PeftConfig.from_pretrained(path)
+    if adapter.base_model_name_or_path is None:
+        raise UserError(f"{name} {path}: the adapter does not say which model it adapts")
+    model, base_has_head = _load_classifier(
+        adapter.base_model_name_or_path, name, options | {"revision": adapter.revision or "main"}
+    )
+    brings_head = any(head in key.split(".") for key in load_peft_weights(path, device="cpu") for head in HEADS)
+    if not brings_head:
+        adapter.task_type = None  # for peft, an adapter of a classifier always has a head
+    if (Path(path) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=options["trust_remote_code"])
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    with peft_warnings():
+        merged = PeftModel.from_pretrained(model, path, config=adapter).merge_and_unload()
+    return merged.requires_grad_(True), base_has_head or brings_head  # peft had frozen the base
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of weights that a classifier made of a language model has too few and too many."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def set_padding_token(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Makes sure that there is a padding token: transformers' classifiers find the end of a text by it, and read the
+    score there. Without one, the token for unknown ones, which ends no text, takes its place.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        raise UserError(
+            f"{path}: the tokenizer has no padding token, and a classifier of transformers finds the end of a text by "
+            "it; name one that no text ends with, and that is not the EOS token, with --pad_token; its special tokens "
+            f"are {', '.join(special[:8])}"
+        )
+    tokenizer.pad_token = tokenizer.unk_token
