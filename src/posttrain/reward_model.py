@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 # Some of the families of language models that transformers has a classifier for, for the message to those it has not.
 FAMILIES = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3")
-HEADS = (
-    "score",
-    "classifier",
-)  # names of the last layer; peft's, for the modules that an adapter of a classifier saves
+# Names of the last layer; peft's too, for what it saves with an adapter of a classifier.
+HEADS = ("score", "classifier")
 
 
 def load_reward_model(config: CommonConfig, path: str) -> PreTrainedModel:
@@ -103,7 +101,7 @@ def _load_classifier(path: str, name: str, options: dict[str, Any]) -> tuple[Pre
 
 
 def _check_config(path: str, name: str, config: PreTrainedConfig, is_classifier: bool) -> None:
-    known = type(config) in AutoModelForSequenceClassification._model_mapping.keys()
+    known = type(config) in AutoModelForSequenceClassification._model_mapping
     if not known and "AutoModelForSequenceClassification" not in (getattr(config, "auto_map", None) or {}):
         raise UserError(
             f"{name} {path}: transformers has no sequence classifier for models of the type {config.model_type}; it "
