@@ -21,8 +21,8 @@ LAYERS = [
     {"cli", "launch", "experiment"},
     {"training", "trainer"},
     {"methods"},
-    {"data", "losses", "models", "scoring", "reference", "grading"},
-    {"batch", "attention", "logprobs", "config", "cache", "errors"},
+    {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"},
+    {"batch", "attention", "decoding", "logprobs", "config", "cache", "errors"},
 ]
 
 

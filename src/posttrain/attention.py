@@ -4,6 +4,9 @@ Every segment's queries attend to the keys of its parent and its own, causally, 
 parent and child laid end to end that is the plain causal mask, with or without a sliding window, so any kernel will do:
 the variable-length one of torch on CUDA in half precision, and elsewhere torch's scaled_dot_product_attention, one
 call a segment. A forward pass without segments (generation, a plain call) gets what transformers' sdpa does.
+
+While completions are sampled, a `DecodingState` comes along too: the pass over the packed prompts is recorded in it,
+and from then on it attends for one token of every completion.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.batch import NO_PARENT, Segments
+from posttrain.decoding import DecodingState
 
 NAME = "posttrain"
 
@@ -38,7 +42,8 @@ class UnsupportedAttentionError(NotImplementedError):
 
 @contextmanager
 def masks_from_segments() -> Iterator[None]:
-    """Inside, models build no attention masks: the segments, a keyword of the forward call, take their place."""
+    """Inside, models build no attention masks: segments or a decoding state, keywords of the forward call, take their
+    place."""
     token = _by_segments.set(True)
     try:
         yield
@@ -61,20 +66,22 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     segments: Segments | None = None,
+    decoding: DecodingState | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What a transformers attention layer calls.
 
     Args:
         module: the layer.
-        query: (1, heads, T, D).
+        query: (1, heads, T, D); with a decoding state and no segments (R, heads, 1, D), a token of every completion.
         key: (1, key heads, T, D); key heads divides heads.
         value: the same shape as key.
         attention_mask: None where segments are given.
         scaling: of the scores; 1/sqrt(D) if None.
         dropout: probability with which a weight is dropped.
         sliding_window: a token sees at most this many tokens, itself among them.
-        segments: how the row is cut up; None means an ordinary call.
+        segments: how the row is cut up; None means an ordinary call, or one token of every completion.
+        decoding: what is remembered of the completions that are being sampled.
 
     Returns:
         (1, T, heads, D) and None, in transformers' order of dimensions.
@@ -82,7 +89,7 @@ def attention(
     Raises:
         UnsupportedAttentionError: the layer asks for something that this function lacks.
     """
-    if segments is None:
+    if segments is None and decoding is None:
         return sdpa_attention_forward(
             module,
             query,
@@ -97,6 +104,11 @@ def attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise UnsupportedAttentionError(f"attention by segments has no {name}")
+    if segments is None:
+        assert decoding is not None
+        return decoding.attend(int(module.layer_idx), query, key, value, scaling, sliding_window), None
+    if decoding is not None:
+        decoding.record(int(module.layer_idx), key, value)
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256:
         output = _attend_varlen(query, key, value, segments, scaling, sliding_window)

@@ -1,0 +1,179 @@
+"""Samples completions from the policy as it is, with the log-prob of each token.
+
+All prompts go through the model in one packed pass, once for however many completions each has; from then on the model
+takes one token of every completion at a time, rows that have ended leave, and the model's own outermost forward pass
+is what runs. Memory for keys and values is allocated at the start: see `posttrain.decoding` for how much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from posttrain import attention
+from posttrain.batch import NO_PARENT, Segments, pack
+from posttrain.decoding import DecodingState
+from posttrain.rollout.fallback import generate_padded
+from posttrain.rollout.record import Completions, Record
+from posttrain.rollout.sampling import Sampling, uniforms
+from posttrain.scoring import Scorer, agrees
+
+__all__ = ["Completions", "Engine", "Sampling", "uniforms"]
+
+logger = logging.getLogger(__name__)
+
+# Rows that have ended leave when at most this share is left: each time, what is held of the others is moved.
+_LEAVE_AT = 0.8
+
+
+class Engine:
+    """Samples from one model. Made once, after the scorer and before the model is wrapped or adapted.
+
+    Args:
+        model: a causal language model of transformers.
+        scorer: of the same model.
+    """
+
+    def __init__(self, model: PreTrainedModel, scorer: Scorer) -> None:
+        self.packed = scorer.packed and _try_packed(model, scorer)
+        if not self.packed:
+            logger.warning(
+                "%s cannot decode by segments: completions come from transformers' generate (same results, more time).",
+                type(model).__name__,
+            )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: torch.nn.Module,
+        prompts: Sequence[np.ndarray],
+        num_completions: int,
+        sampling: Sampling,
+        uniforms: np.ndarray,
+        autocast: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> Completions:
+        """Completions of every prompt. The same uniforms give the same completions, up to the rounding of the model,
+        whatever else is in the batch.
+
+        Args:
+            model: the model of this engine, or a wrapper around it (DDP, adapters), in any mode; put into evaluation
+                mode for the time. Sharded weights must have been gathered: ranks need different numbers of passes.
+            prompts: P arrays of token ids, none of them empty.
+            num_completions: G, of each prompt.
+            sampling: how.
+            uniforms: (P * G, max_new_tokens) in [0, 1), from the function of that name.
+            autocast: entered for the time; the trainer's, where it trains in mixed precision.
+        """
+        assert all(len(prompt) for prompt in prompts), "a prompt without tokens"
+        assert uniforms.shape == (len(prompts) * num_completions, sampling.max_new_tokens)
+        if isinstance(model, DistributedDataParallel):
+            model = model.module  # its hooks would wait for the other ranks at each token
+        device = next(model.parameters()).device
+        record = Record(prompts, num_completions, sampling, uniforms, device)
+        with autocast or contextlib.nullcontext(), _evaluating(model):
+            if self.packed:
+                _generate_packed(model, prompts, num_completions, record, device)
+            else:
+                generate_padded(_bare(model), prompts, num_completions, record)
+        return record.completions()
+
+
+def _generate_packed(
+    model: torch.nn.Module,
+    prompts: Sequence[np.ndarray],
+    num_completions: int,
+    record: Record,
+    device: torch.device,
+) -> None:
+    lengths = [len(prompt) for prompt in prompts]
+    state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device)
+    with attention.masks_from_segments():
+        logits = _prefill(model, prompts, lengths, state, device)
+        tokens = record.draw(logits.repeat_interleave(num_completions, 0))
+        positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)[:, None]
+        while len(going := record.unfinished()):
+            if len(going) <= _LEAVE_AT * state.num_rows:
+                record.keep(going)
+                state.keep(going)
+                index = torch.from_numpy(going).to(device)
+                tokens, positions = tokens[index], positions[index]
+            output = model(
+                input_ids=tokens[:, None],
+                position_ids=positions + state.step,
+                attention_mask=_NO_MASK.to(device),
+                decoding=state,
+                use_cache=False,
+            )
+            state.step += 1
+            tokens = record.draw(output.logits[:, -1])
+
+
+# Of four dimensions, so that models take it for a finished mask, and hand it on to an attention that does not read it.
+_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+
+
+def _prefill(
+    model: torch.nn.Module,
+    prompts: Sequence[np.ndarray],
+    lengths: list[int],
+    state: DecodingState,
+    device: torch.device,
+) -> torch.Tensor:
+    """(P, V) logits of the first new token of each prompt."""
+    ids = torch.from_numpy(np.concatenate(prompts).astype(np.int64)).to(device)
+    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
+    output = model(
+        input_ids=ids[None],
+        position_ids=positions[None],
+        segments=Segments(tuple(lengths), (NO_PARENT,) * len(lengths)),
+        decoding=state,
+        logits_to_keep=torch.from_numpy(np.cumsum(lengths) - 1).to(device),
+        use_cache=False,
+    )
+    return output.logits[0]
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _bare(model: Any) -> PreTrainedModel:
+    """The model inside adapters and other wrappers, the adapters' layers in it."""
+    while not isinstance(model, PreTrainedModel):
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
+    return model
+
+
+def _try_packed(model: PreTrainedModel, scorer: Scorer) -> bool:
+    """Samples a few tokens and holds their log-probs against those of the scorer."""
+    vocab_size = model.config.get_text_config().vocab_size
+    prompts = [np.arange(3, 3 + n) * 7919 % vocab_size for n in (5, 3)]
+    record = Record(prompts, 2, Sampling(4, ()), uniforms(0, range(4), 4), model.device)
+    # A model that takes no such keywords, or whose attention is not called with them, says so in its own way.
+    with (
+        contextlib.suppress(attention.UnsupportedAttentionError, AttributeError, TypeError, ValueError, RuntimeError),
+        torch.no_grad(),
+        _evaluating(model),
+    ):
+        _generate_packed(model, prompts, 2, record, model.device)
+        completions = record.completions()
+        ids = [ids for i, prompt in enumerate(prompts) for ids in (prompt, *completions.token_ids[2 * i : 2 * i + 2])]
+        masks = [np.full(len(row), i % 3 > 0, dtype=np.int8) for i, row in enumerate(ids)]
+        batch = pack(ids, masks, [NO_PARENT, 0, 0, NO_PARENT, 3, 3], num_groups=2).to(model.device)
+        drawn = torch.from_numpy(np.concatenate(completions.logprobs)).to(model.device)
+        return agrees(drawn, scorer(model, batch).logprobs, model.dtype)
+    return False
