@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from posttrain.config import METHODS, CommonConfig, help_page, parse_command_line, suggestion
+from posttrain.config import METHODS, CommonConfig, PolicyConfig, help_page, parse_command_line, suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.launch import train
 
@@ -36,17 +36,26 @@ def _run_command(words: list[str]) -> int:
         print(help_page(method))
         return 0
     config, launch = parse_command_line(method, flags)
-    return train(config, launch, ["-m", "posttrain.cli", *words], _train)
+    return train(config, launch, ["-m", "posttrain.cli", *words], _train, _check_rewards)
+
+
+def _check_rewards(config: CommonConfig) -> None:
+    if isinstance(config, PolicyConfig):
+        from posttrain.rollout.rewards import check_rewards
+
+        check_rewards(config)
 
 
 def _train(config: CommonConfig) -> None:
     from posttrain.methods import Method
     from posttrain.methods.dpo import DPO
+    from posttrain.methods.grpo import GRPO
     from posttrain.methods.reward import Reward
+    from posttrain.methods.rloo import RLOO
     from posttrain.methods.sft import SFT
     from posttrain.training import run
 
-    methods: dict[str, type[Method]] = {"sft": SFT, "reward": Reward, "dpo": DPO}
+    methods: dict[str, type[Method]] = {"sft": SFT, "reward": Reward, "dpo": DPO, "grpo": GRPO, "rloo": RLOO}
     run(methods[config.method](config))
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, suggestion
 from posttrain.errors import UserError
@@ -23,7 +24,11 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def train(
-    config: CommonConfig, launch: LaunchOptions, command: Sequence[str], run: Callable[[CommonConfig], object]
+    config: CommonConfig,
+    launch: LaunchOptions,
+    command: Sequence[str],
+    run: Callable[[CommonConfig], object],
+    also_check: Callable[[Any], object] | None = None,
 ) -> int:
     """Train in this process, or in as many others as the launch options ask for.
 
@@ -32,6 +37,7 @@ def train(
         launch: In which processes.
         command: What another process has to run for the same, as words after `accelerate launch`.
         run: Trains in this process; imports what it needs when it is called.
+        also_check: Looks for the user's mistakes that only this method knows; quick.
 
     Returns:
         The exit code.
@@ -47,6 +53,8 @@ def train(
         from posttrain.data.prepare import check
 
         check(config, config.data_kind)
+    if also_check is not None:
+        also_check(config)
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
     if not launched and _needs_launcher(launch):
         return supervise(launcher_command(launch, command), os.environ | launcher_environment(launch))

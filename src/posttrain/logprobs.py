@@ -96,7 +96,7 @@ class _HeadStatistics(torch.autograd.Function):
         held = hidden.shape[0] if keep else min(chunk, hidden.shape[0])
         p = torch.empty(held, weight.shape[0], dtype=torch.float32, device=hidden.device)
         statistics = []
-        for start in range(0, hidden.shape[0], chunk):
+        for start in range(0, max(1, hidden.shape[0]), chunk):  # once for no rows at all
             rows = slice(start, min(start + chunk, hidden.shape[0]))
             logits = _head_logits(hidden[rows], weight, bias, temperature)
             statistics.append(_chunk_statistics(logits, targets[rows], p[rows] if keep else p[: len(logits)]))

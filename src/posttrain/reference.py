@@ -58,12 +58,15 @@ class Reference:
         return cls(Scorer(model, packed), model)
 
     @torch.no_grad()
-    def complete(self, batch: PackedBatch, policy: torch.nn.Module | None = None) -> PackedBatch:
+    def complete(
+        self, batch: PackedBatch, policy: torch.nn.Module | None = None, temperature: float = 1.0
+    ) -> PackedBatch:
         """The batch with `reference_logprobs` (N,) set.
 
         Args:
             batch: on the device.
             policy: the model being trained, wrapped or not; needed where the reference is the policy's bare model.
+            temperature: divides the logits.
         """
         model: torch.nn.Module | None = self.model
         with contextlib.ExitStack() as stack:
@@ -74,7 +77,7 @@ class Reference:
                 model.eval()
                 stack.callback(model.train, was_training)
                 stack.enter_context(_unwrap(policy).disable_adapter())
-            logprobs = self.scorer(model, batch).logprobs
+            logprobs = self.scorer(model, batch, temperature).logprobs
         return dataclasses.replace(batch, reference_logprobs=logprobs)
 
 

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from posttrain.losses import Loss
 from posttrain.methods import Method
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
-TIMINGS = ("tokens_per_second", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
+TIMINGS = ("tokens_per_second", "step_time", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
+# Beside a checkpoint's other files, one a process: what a method needs to go on.
+STATE_FILE = "posttrain_state_{rank}.pt"
 
 
 def peak_memory_mib() -> float:
@@ -78,8 +81,20 @@ class PostTrainer(Trainer):
         self._tokens_since_log = 0.0
         self._all_tokens = self._all_seconds = 0.0
         self._clock = time.perf_counter()
+        self._step_of_last_log = 0
 
     # -- batches
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The method's batches where it makes them itself, else the collated rows of the data set."""
+        loader = self.method.loader(self, self.train_dataset, in_evaluation=False)
+        return super().get_train_dataloader() if loader is None else loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The same for evaluation."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        loader = self.method.loader(self, rows, in_evaluation=True)
+        return super().get_eval_dataloader(eval_dataset) if loader is None else loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
@@ -122,13 +137,14 @@ class PostTrainer(Trainer):
         statistics = self.scorer(model, inputs)
         loss = self.method.loss(inputs, statistics)
         totals = num_items_in_batch or self.method.weights(inputs)
-        share = sum(term.sum * (term.coefficient / totals[term.divide_by]) for term in loss.terms)
-        self._counts.add(loss)
+        # A step without a single target has sums of 0, and nothing to divide them by.
+        share = sum(term.sum * (term.coefficient / (totals[term.divide_by] or 1.0)) for term in loss.terms)
+        self.count(loss)
         if self.router_loss_coef and statistics.router_loss is not None:
             # A mean over the tokens of one forward pass; micro-batches count by their targets.
-            part = inputs.num_targets / totals["targets"]
+            part = inputs.num_targets / (totals["targets"] or 1.0)
             share = share + self.router_loss_coef * part * statistics.router_loss
-            self._counts.add(Loss((), {"aux_loss": (statistics.router_loss * part, part)}))
+            self.count(Loss((), {"aux_loss": (statistics.router_loss * part, part)}))
         # The wrappers of data parallelism average gradients over ranks; the shares are to be added.
         share = share * self.args.world_size
         return (share, statistics) if return_outputs else share
@@ -139,6 +155,10 @@ class PostTrainer(Trainer):
         if self.method.config.activation_offloading and torch.cuda.is_available():
             stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
         return stack
+
+    def count(self, loss: Loss) -> None:
+        """Adds a batch's metrics to those of the next line."""
+        self._counts.add(loss)
 
     def _pop_metrics(self) -> dict[str, float]:
         """Means and extremes of everything counted since the last call, over all ranks."""
@@ -173,6 +193,8 @@ class PostTrainer(Trainer):
             seconds = time.perf_counter() - self._clock
             logs["tokens_per_second"] = tokens / seconds
             self._all_tokens, self._all_seconds = self._all_tokens + tokens, self._all_seconds + seconds
+            steps = self.state.global_step - self._step_of_last_log
+            logs["step_time"], self._step_of_last_log = seconds / max(1, steps), self.state.global_step
             logs["peak_memory_mib"] = peak_memory_mib()
             self._tokens_since_log, self._clock = 0.0, time.perf_counter()
         super().log(logs, start_time)
@@ -184,8 +206,25 @@ class PostTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see transformers.Trainer.train."""
-        self._clock = time.perf_counter()
+        self._clock, self._step_of_last_log = time.perf_counter(), 0
         return super().train(*args, **kwargs)
+
+    # -- checkpoints
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self.method.state_dict()
+        if state:
+            torch.save(state, Path(output_dir) / STATE_FILE.format(rank=self.args.process_index))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._step_of_last_log = self.state.global_step
+        path = Path(checkpoint) / STATE_FILE.format(rank=self.args.process_index)
+        if path.is_file():
+            self.method.load_state_dict(torch.load(path, weights_only=True))
 
     # -- evaluation
 
@@ -214,8 +253,8 @@ class PostTrainer(Trainer):
             weights = self.method.weights(batch)
             for i, term in enumerate(loss.terms):
                 names.append(f"term {i}")
-                self._counts.add(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
-            self._counts.add(loss)
+                self.count(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
+            self.count(loss)
             num_samples += batch.num_groups
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         values = self._pop_metrics()

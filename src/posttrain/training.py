@@ -52,6 +52,8 @@ def run(method: Method) -> dict[str, float]:
     assert train is not None
     evaluation = _evaluation_data(config, tokenizer)
     arguments = training_arguments(config)
+    datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
+    method.check(arguments, datasets)
 
     transformers.set_seed(arguments.seed)
     model = method.load(tokenizer)
@@ -67,7 +69,6 @@ def run(method: Method) -> dict[str, float]:
     scorer = method.make_scorer(model)
     if config.work_dir is not None:
         arguments.output_dir = str(Path(config.work_dir) / fingerprint(config, train, evaluation, model))
-    datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     datasets = method.setup(model, scorer, datasets, arguments.device)
     trainer = PostTrainer(
         method,
@@ -79,10 +80,13 @@ def run(method: Method) -> dict[str, float]:
         processing_class=tokenizer,
         callbacks=method.callbacks(),
     )
-    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        if evaluation is not None and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
+            trainer.evaluate()
+    finally:
+        method.close()
     metrics = dict(result.metrics)
-    if evaluation is not None and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
-        trainer.evaluate()
     for key in ("loss", "eval_loss"):
         metrics.update(_last(trainer.state.log_history, key))
     metrics["tokens_per_second"] = trainer.tokens_per_second

@@ -13,9 +13,11 @@ from posttrain.scoring import Scorer
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
     from posttrain.config import CommonConfig
+    from posttrain.trainer import PostTrainer
 
 Row = dict[str, Any]
 
@@ -39,6 +41,13 @@ class Method:
         """A function of the model, wrapped or not, and a batch: what `loss` is told. Made once, before wrapping."""
         return Scorer(model, packed=self.config.attn_implementation is None)
 
+    def check(self, arguments: TrainingArguments, datasets: Sequence[Dataset]) -> None:
+        """Called before the model is loaded.
+
+        Raises:
+            UserError: the flags do not fit the data or the number of processes.
+        """
+
     def setup(
         self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], device: torch.device
     ) -> list[Dataset]:
@@ -48,6 +57,20 @@ class Method:
     def callbacks(self) -> list[TrainerCallback]:
         """Callbacks for the trainer."""
         return []
+
+    def loader(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> DataLoader[PackedBatch] | None:
+        """Batches for a trainer, where they are not the rows' own; None: collated rows."""
+        return None
+
+    def close(self) -> None:
+        """Called when the run ends, in whatever way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this process's part of a checkpoint holds beside the trainer's: tensors, numbers, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was called."""
 
     def collate(self, rows: list[Row]) -> PackedBatch:
         """Tokenised rows of the dataset → one batch, on the CPU."""

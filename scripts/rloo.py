@@ -1,0 +1,33 @@
+"""REINFORCE leave-one-out: the stage `rloo`.
+
+    python scripts/rloo.py [--params params.yaml] [--learning_rate 1e-5 ...]
+
+Flags win over the file's section `rloo`, whose output_dir, metrics_file and plots_file say what is written.
+"""
+
+import sys
+
+from posttrain.config import CommonConfig
+from posttrain.errors import report_mistakes
+from posttrain.experiment.params import stage_config
+from posttrain.launch import train
+from posttrain.rollout.rewards import check_rewards
+
+
+def main() -> int:
+    # Load the section: a typo ends here, before torch is imported.
+    config, launch = stage_config("rloo", sys.argv[1:])
+    # Check paths, the head of the data and the rewards, then build, train and save in this process, or in each of those
+    # that accelerate_config asks for.
+    return train(config, launch, [__file__, *sys.argv[1:]], build_and_train, check_rewards)
+
+
+def build_and_train(config: CommonConfig) -> None:
+    from posttrain.methods.rloo import RLOO
+    from posttrain.training import run
+
+    run(RLOO(config))
+
+
+if __name__ == "__main__":
+    sys.exit(report_mistakes(main))

@@ -1,0 +1,308 @@
+"""What GRPO and RLOO share: prompts become completions with rewards, rewards become advantages, and batches of both.
+
+A method of this kind states how rewards become advantages, and its loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import gather_object
+
+from posttrain.batch import PackedBatch
+from posttrain.config import PolicyConfig
+from posttrain.errors import UserError
+from posttrain.logprobs import TokenStatistics
+from posttrain.losses import Loss
+from posttrain.losses.advantages import Advantages, zero_variance_groups
+from posttrain.methods import Method
+from posttrain.reference import Reference, SyncReference
+from posttrain.rollout.collect import Collector, Rollout
+from posttrain.rollout.completions import SHOWN, completions_table, show_completions, write_completions
+from posttrain.rollout.engine import Engine, Sampling
+from posttrain.rollout.loader import EvalRollouts, TrainRollouts
+from posttrain.rollout.metrics import length_metrics
+from posttrain.rollout.rewards import Rewards, build_rewards
+from posttrain.rollout.schedule import PromptOrder, make_schedule
+from posttrain.scoring import Scorer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+    from posttrain.trainer import PostTrainer
+
+logger = logging.getLogger(__name__)
+
+# Evaluation draws from seeds of its own.
+_EVALUATION = 1_000_003
+
+
+class PolicyMethod(Method):
+    """A policy that learns from rewards of what it writes."""
+
+    config: PolicyConfig
+    needs_entropy_gradient = False
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__(config)
+        self.reference: Reference | None = None
+        self.train_rollouts: TrainRollouts | None = None
+
+    # -- for a method to state
+
+    def advantages(self, rewards: torch.Tensor, num_generations: int, kl: torch.Tensor | None) -> Advantages:
+        """How much better each completion of a generation was than expected.
+
+        Args:
+            rewards: (C, R) of all ranks, NaN = no opinion.
+            num_generations: G.
+            kl: (C,) from `kl_of`.
+        """
+        raise NotImplementedError
+
+    def kl_of(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor | None:
+        """(C,) KL of each completion to the reference, where advantages depend on it.
+
+        Args:
+            batch: with reference_logprobs.
+            logprobs: (N,) of the targets under the policy that sampled them.
+        """
+        return None
+
+    def finish_batches(self, batches: list[PackedBatch], trainer: PostTrainer) -> list[PackedBatch]:
+        """Called with this process's batches of a generation, complete but for what only this method wants."""
+        return batches
+
+    # -- set-up
+
+    def check(self, arguments: TrainingArguments, datasets: Sequence[Dataset]) -> None:
+        config = self.config
+        self.schedule = make_schedule(
+            config.num_generations,
+            arguments.per_device_train_batch_size,
+            arguments.gradient_accumulation_steps,
+            config.generation_batch_size,
+            config.steps_per_generation,
+            config.num_iterations,
+            arguments.world_size,
+            arguments.process_index,
+        )
+        self.accumulation = arguments.gradient_accumulation_steps
+        self._check_room(datasets)
+
+    def _check_room(self, datasets: Sequence[Dataset]) -> None:
+        from transformers import AutoConfig
+
+        config = self.config
+        try:
+            about = AutoConfig.from_pretrained(
+                config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError):
+            return  # an adapter's folder, or a model that cannot be loaded, which loading it will tell
+        room = getattr(about.get_text_config(), "max_position_embeddings", None)
+        for dataset in datasets:
+            longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
+            if room is not None and longest + config.max_completion_length > room:
+                raise UserError(
+                    f"the longest prompt has {longest:,} tokens, and with max_completion_length "
+                    f"{config.max_completion_length:,} that is more than the {room:,} that {config.model_name_or_path} "
+                    f"has room for; lower --max_completion_length, or give --max_prompt_tokens "
+                    f"{max(1, room - config.max_completion_length)} with --long_prompts drop"
+                )
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        self.tokenizer = tokenizer
+        return super().load(tokenizer)
+
+    def make_scorer(self, model: PreTrainedModel) -> Any:
+        self.scorer: Scorer = super().make_scorer(model)
+        return functools.partial(
+            self.scorer, temperature=self.config.temperature, with_entropy_gradient=self.needs_entropy_gradient
+        )
+
+    def setup(
+        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], device: torch.device
+    ) -> list[Dataset]:
+        config = self.config
+        self.engine = Engine(model, self.scorer)
+        if config.beta and config.use_peft:
+            self.reference = Reference(self.scorer)
+        elif config.beta:
+            self.reference = Reference.frozen_copy(model, device, config.attn_implementation is None)
+        self.rewards: Rewards = build_rewards(config, self.tokenizer, device)
+        return list(datasets)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        if not self.config.sync_ref_model:
+            return []
+        assert self.reference is not None
+        return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
+
+    def close(self) -> None:
+        self.rewards.close()
+
+    # -- rollouts
+
+    def loader(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> DataLoader[PackedBatch]:
+        arguments, config = trainer.args, self.config
+        collector = self._collector(trainer, rows, in_evaluation)
+        complete = functools.partial(self._complete, trainer, in_evaluation=in_evaluation)
+        observe = functools.partial(self._observe, trainer, rows, in_evaluation)
+        rollouts: EvalRollouts | TrainRollouts
+        if in_evaluation:
+            together = arguments.per_device_eval_batch_size * arguments.world_size
+            rollouts = EvalRollouts(collector, max(1, together // collector.num_generations), complete, observe)
+        else:
+            rollouts = self.train_rollouts = TrainRollouts(
+                collector,
+                self.schedule,
+                PromptOrder(len(rows), arguments.seed if config.shuffle_dataset else None),
+                complete,
+                observe,
+                self._without_variance,
+                config.mask_truncated_completions,
+                config.max_resampling_rounds if config.dynamic_sampling else 0,
+            )
+        return torch.utils.data.DataLoader(rollouts, batch_size=1, collate_fn=_the_one)
+
+    def _collector(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> Collector:
+        config, setting = self.config, functools.partial(self.config.setting, in_evaluation=in_evaluation)
+        sampling = Sampling(
+            max_new_tokens=setting("max_completion_length"),
+            eos_token_ids=eos_token_ids(trainer.model, self.tokenizer),
+            temperature=setting("temperature"),
+            top_p=setting("top_p"),
+            top_k=setting("top_k"),
+            min_p=setting("min_p"),
+            repetition_penalty=setting("repetition_penalty"),
+        )
+        group = config.num_generations
+        if in_evaluation:
+            group = config.num_generations_eval or group
+        return Collector(
+            engine=self.engine,
+            policy=lambda: trainer.model,
+            rewards=self.rewards,
+            tokenizer=self.tokenizer,
+            rows=rows,
+            sampling=sampling,
+            num_generations=group,
+            seed=trainer.args.seed + (_EVALUATION if in_evaluation else 0),
+            at_a_time=config.rollout_batch_size,
+            share=self.schedule.generated_here,
+            gather=gather_object,
+        )
+
+    def _without_variance(self, rewards: np.ndarray) -> np.ndarray:
+        aggregation = getattr(self.config, "multi_objective_aggregation", "sum_then_normalize")
+        table = torch.from_numpy(rewards)
+        return zero_variance_groups(table, self.config.num_generations, self.config.reward_weights, aggregation).numpy()
+
+    def _complete(
+        self,
+        trainer: PostTrainer,
+        rollouts: list[Rollout],
+        own: list[tuple[list[int], PackedBatch]],
+        in_evaluation: bool,
+    ) -> tuple[list[PackedBatch], dict[str, float], np.ndarray]:
+        """What the loss needs beside the tokens: log-probs under the reference and under the policy as it was, and
+        advantages, which are those of a completion among all of its generation."""
+        off_policy = not in_evaluation and self.schedule.batches_per_generation > self.accumulation
+        batches: list[PackedBatch] = []
+        kl: list[tuple[int, float]] = []
+        for places, batch in own:
+            batch = batch.to(trainer.args.device)
+            if self.reference is not None:
+                batch = self.reference.complete(batch, trainer.model_wrapped, self.config.temperature)
+            if off_policy or self.reference is not None:
+                logprobs = self._sampled_logprobs(trainer, batch, [rollouts[i] for i in places])
+                kl_here = self.kl_of(batch, logprobs)
+                if kl_here is not None:
+                    kl += zip(places, kl_here.tolist(), strict=True)
+                if off_policy:
+                    batch = dataclasses.replace(batch, old_logprobs=logprobs)
+            batches.append(batch)
+        kl = sorted(gather_object(kl))
+        rewards = torch.from_numpy(np.stack([rollout.rewards for rollout in rollouts]))
+        group = self.config.num_generations
+        if in_evaluation:
+            group = self.config.num_generations_eval or group
+        advantages = self.advantages(rewards, group, torch.tensor([value for _, value in kl]) if kl else None)
+        batches = [
+            dataclasses.replace(batch, advantages=advantages.values[places].to(trainer.args.device))
+            for (places, _), batch in zip(own, batches, strict=True)
+        ]
+        if not in_evaluation:
+            batches = self.finish_batches(batches, trainer)
+        metrics = length_metrics(rollouts) | advantages.statistics.metrics(self.rewards.names)
+        if kl:
+            metrics["kl"] = sum(value for _, value in kl) / max(1, sum(len(one.token_ids) for one in rollouts))
+        return [batch.to("cpu") for batch in batches], metrics, advantages.values.numpy()
+
+    def _sampled_logprobs(self, trainer: PostTrainer, batch: PackedBatch, rollouts: list[Rollout]) -> torch.Tensor:
+        """(N,) log-probs of the targets under the policy that sampled them. In full precision the sampler's own are
+        those of a forward pass; in half, a forward pass as in training keeps the difference between the two out of the
+        ratios."""
+        if trainer.model.dtype == torch.float32 and not (trainer.args.bf16 or trainer.args.fp16):
+            with_targets = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).tolist()
+            kept = [rollout.logprobs for rollout, count in zip(rollouts, with_targets, strict=True) if count]
+            return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *kept])).to(batch.input_ids.device)
+        return self.score_as_sampled(trainer, batch).logprobs
+
+    @torch.no_grad()
+    def score_as_sampled(self, trainer: PostTrainer, batch: PackedBatch) -> TokenStatistics:
+        """A forward pass of the policy as it is now, without dropout."""
+        was_training = trainer.model_wrapped.training
+        trainer.model_wrapped.eval()
+        statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
+        trainer.model_wrapped.train(was_training)
+        return statistics
+
+    def _observe(
+        self,
+        trainer: PostTrainer,
+        rows: Dataset,
+        in_evaluation: bool,
+        rollouts: list[Rollout],
+        advantages: np.ndarray,
+        metrics: dict[str, float],
+    ) -> None:
+        values = {name: (torch.tensor(value, device=trainer.args.device), 1.0) for name, value in metrics.items()}
+        trainer.count(Loss((), values))
+        if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
+            names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
+            table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
+            write_completions(table, Path(trainer.args.output_dir) / "completions")
+            number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
+            show_completions(table, names, number, config.log_unique_prompts)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.train_rollouts is None else {"rollouts": self.train_rollouts.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert self.train_rollouts is not None
+        self.train_rollouts.load_state_dict(state["rollouts"])
+
+
+def _the_one(batches: list[PackedBatch]) -> PackedBatch:
+    return batches[0]
+
+
+def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's own settings for generation."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = own if isinstance(own, list) else [own]
+    return tuple(sorted({int(one) for one in [tokenizer.eos_token_id, *several] if one is not None}))
