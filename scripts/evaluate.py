@@ -1,9 +1,10 @@
-"""A model on the held-out problems: the stage `evaluate`.
+# ruff: noqa: RUF009 (flag() returns a dataclass field)
+"""A model on the held-out rows: the stage `evaluate`.
 
     python scripts/evaluate.py MODEL-NAME [--params params.yaml]
 
 Loads models/MODEL-NAME and writes metrics/evaluate_MODEL-NAME.json and, a line a problem and a line a pair, results/
-evaluate_MODEL-NAME.jsonl.
+evaluate_MODEL-NAME.jsonl (its fields: posttrain/experiment/evaluation.py).
 """
 
 import dataclasses
@@ -11,11 +12,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain.config.fields import flag, suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.experiment import evaluation
+from posttrain.experiment.evaluation_data import read_pairs, read_problems
+from posttrain.experiment.evaluation_statistics import with_interval
 from posttrain.experiment.settings import read_settings, split_words
 
 REQUIRED = dataclasses.MISSING
@@ -28,17 +30,40 @@ class EvaluateSettings:
 
     prompts: str = flag(REQUIRED, "File of held-out problems with `prompt` and `solution`.")
     pairs: str = flag(REQUIRED, "File of held-out pairs with `prompt`, `chosen` and `rejected`.")
-    reference: str = flag(REQUIRED, "Name of the model that preferences are measured against.")
+    reference: str = flag(REQUIRED, "Name of the model that preferences and divergence are measured against.")
+    reward_model: str | None = flag(REQUIRED, "Name of the model that scores the greedy answers; none: no scores.")
     max_new_tokens: int = flag(REQUIRED, "Where an answer without an end is cut off, in tokens.", low=1)
-    batch_size: int = flag(REQUIRED, "Prompts, or answers to score, at a time.", low=1)
+    num_sampled_prompts: int = flag(REQUIRED, "Problems, from the first, that are answered several times.", low=1)
+    num_samples: int = flag(REQUIRED, "Samples of each of them.", low=1)
+    pass_at: list[int] = flag(REQUIRED, "Values of k in pass@k.", low=1)
+    temperature: float = flag(REQUIRED, "Of the samples; divides the logits.")
+    seed: int = flag(REQUIRED, "Where the samples' draws come from.", low=0)
+    dtype: str = flag(REQUIRED, "Of the weights.", choices=("auto", "bfloat16", "float16", "float32"))
+    batch_size: int = flag(REQUIRED, "Answers that are written or scored at a time.", low=1)
     num_threads: int = flag(REQUIRED, "Cores.", low=1)
 
 
+def check_numbers(settings: EvaluateSettings, num_problems: int, where: str) -> None:
+    """Raise a UserError where one number does not fit another."""
+    if not settings.pass_at or max(settings.pass_at) > settings.num_samples:
+        raise UserError(
+            f"{where}.pass_at is {settings.pass_at}; wanted at least one k, and none above {where}.num_samples, "
+            f"which is {settings.num_samples}"
+        )
+    if settings.temperature <= 0:
+        raise UserError(f"{where}.temperature is {settings.temperature:g}; samples need one above 0")
+    if settings.num_sampled_prompts > num_problems:
+        raise UserError(
+            f"{where}.num_sampled_prompts is {settings.num_sampled_prompts}; {settings.prompts} holds {num_problems}"
+        )
+
+
 def check_model(name: str) -> Path:
-    """The folder of a model, if there is a whole model in it."""
+    """The folder of a model or an adapter, if there is a whole one in it."""
     folder = Path("models") / name
-    if not (folder / "config.json").is_file():
-        known = sorted(path.parent.name for path in Path("models").glob("*/config.json"))
+    kinds = ("config.json", "adapter_config.json")
+    if not any((folder / kind).is_file() for kind in kinds):
+        known = sorted({path.parent.name for kind in kinds for path in Path("models").glob(f"*/{kind}")})
         found = f"models/ holds {', '.join(known)}" if known else "models/ holds none yet; `make train-dpo` trains them"
         raise UserError(f"{folder} is no model folder{suggestion(name, known)}; {found}")
     if not any(folder.glob("*.safetensors")):
@@ -53,47 +78,56 @@ def main() -> int:
         raise UserError(f"wanted the name of one model, found {len(alone)}; usage: {USAGE}")
     name = alone[0]
     settings = read_settings(EvaluateSettings, "evaluate", path)
-    folder = check_model(name)
-    prompts = evaluation.read_problems(settings.prompts, ("prompt", "solution"))
-    pairs = evaluation.read_problems(settings.pairs, ("prompt", "chosen", "rejected"))
-    compare = name != settings.reference
-    reference_folder = check_model(settings.reference) if compare else folder
+    folder, reference_folder = check_model(name), check_model(settings.reference)
+    reward_folder = None if settings.reward_model is None else check_model(settings.reward_model)
+    problems, pairs = read_problems(settings.prompts), read_pairs(settings.pairs)
+    check_numbers(settings, len(problems), f"{path}: evaluate")
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from posttrain.experiment import evaluation_models as models
+    from posttrain.experiment.evaluation_rewards import reward_scores
 
     torch.set_num_threads(settings.num_threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    size = settings.batch_size
 
-    def load(folder: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-
-    # Answer the problems, and grade the answers.
-    model = load(folder)
-    ids = [evaluation.prompt_ids(tokenizer, row["prompt"]) for row in prompts]
-    answers = evaluation.generate_answers(model, tokenizer, ids, settings.max_new_tokens, settings.batch_size)
-    results = evaluation.grade_answers(prompts, answers)
+    # Answer the problems once, the likeliest way, and the first of them several times; grade the answers.
+    policy = models.load_policy(folder, settings.dtype)
+    prompts = models.prompt_tokens(policy.tokenizer, [row["prompt"] for row in problems])
+    greedy = models.Generation(settings.max_new_tokens)
+    answers = [own[0] for own in models.generate_answers(policy, prompts, greedy, size, f"{name}: answers")]
+    results = evaluation.grade_answers(problems, answers)
     metrics = evaluation.answer_metrics(results)
+    sampled = prompts[: settings.num_sampled_prompts]
+    sampling = models.Generation(settings.max_new_tokens, settings.num_samples, settings.temperature, settings.seed)
+    samples = models.generate_answers(policy, sampled, sampling, size, f"{name}: samples")
+    evaluation.add_fields(results, evaluation.grade_samples(problems[: len(sampled)], samples))
+    metrics |= evaluation.sample_metrics(results[: len(sampled)], settings.pass_at)
 
-    # Score both answers of each pair, under the model and, for the implicit reward, under the reference.
-    margins = evaluation.pair_margins(model, tokenizer, pairs, settings.batch_size, f"pairs, {name}")
-    columns = {"margin_logprob": margins}
-    metrics["preference_accuracy_logprob"] = evaluation.share_above_zero(margins)
-    if compare:
-        reference = load(reference_folder)
-        theirs = evaluation.pair_margins(
-            reference, tokenizer, pairs, settings.batch_size, f"pairs, {settings.reference}"
-        )
-        against = [margin - other for margin, other in zip(margins, theirs, strict=True)]
-        columns[f"margin_vs_{settings.reference}"] = against
-        metrics[f"preference_accuracy_vs_{settings.reference}"] = evaluation.share_above_zero(against)
-    metrics["num_pairs"] = len(pairs)
+    # Score both answers of each pair, and under the reference the model's samples too.
+    margins = models.pair_margins(policy, pairs, size, f"{name}: pairs")
+    reference_margins = None
+    if name != settings.reference:
+        reference = models.load_policy(reference_folder, settings.dtype)
+        reference_margins = models.pair_margins(reference, pairs, size, f"{settings.reference}: pairs")
+        completions = [[answer.token_ids for answer in own] for own in samples]
+        title = f"{settings.reference}: samples"
+        theirs = models.completion_logprobs(reference, sampled, completions, size, title, settings.temperature)
+        fields, further = evaluation.divergence(settings.reference, samples, theirs)
+        evaluation.add_fields(results, fields)
+        metrics |= further
+    fields, further = evaluation.preference_metrics(settings.reference, margins, reference_margins)
     results += [
-        {"id": f"preference/{number}", "prompt": pair["prompt"]}
-        | {key: values[number] for key, values in columns.items()}
-        for number, pair in enumerate(pairs)
+        {"id": pair["id"], "prompt": pair["prompt"], **field} for pair, field in zip(pairs, fields, strict=True)
     ]
+    metrics |= further
+
+    # Ask the reward model what it thinks of the greedy answers.
+    if reward_folder is not None:
+        conversations = [row["prompt"] for row in problems]
+        scores = reward_scores(reward_folder, settings.dtype, conversations, [own.text for own in answers], size)
+        evaluation.add_fields(results, [{"reward_score": score} for score in scores])
+        metrics |= with_interval("reward_score", scores)
 
     for folder_name in ("metrics", "results"):
         Path(folder_name).mkdir(exist_ok=True)

@@ -4,14 +4,6 @@ from decimal import Decimal
 
 import pytest
 
-from posttrain.experiment.evaluation import (
-    Answer,
-    answer_metrics,
-    batches_by_length,
-    grade_answers,
-    share_above_zero,
-    wilson_interval,
-)
 from posttrain.grading import final_answer, is_correct, read_number
 
 
@@ -91,30 +83,3 @@ def test_the_reference_may_be_a_worked_solution() -> None:
 def test_a_reference_without_a_number_is_a_mistake(reference: str) -> None:
     with pytest.raises(ValueError, match="neither a number nor a solution"):
         is_correct("#### 72", reference)
-
-
-def test_wilson_interval_by_hand() -> None:
-    # z = 1.96: (0.5 + 3.8415/200) / (1 + 3.8415/100) = 0.5, and half of 1.96 * sqrt(0.0025 + 3.8415/40000) / 1.038415
-    assert wilson_interval(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
-    assert wilson_interval(10, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
-
-
-def test_batches_hold_each_item_once_the_longest_first() -> None:
-    assert list(batches_by_length([3, 9, 5, 9, 1], 2)) == [[1, 3], [2, 0], [4]]
-
-
-def test_metrics_of_graded_answers() -> None:
-    rows = [{"prompt": [], "solution": "5"}, {"prompt": [], "solution": "7"}, {"prompt": [], "solution": "9"}]
-    answers = [Answer("#### 5", 4, True), Answer("#### 6", 6, True), Answer("and so on", 8, False)]
-    results = grade_answers(rows, answers)
-    assert [result["id"] for result in results] == ["prompts/0", "prompts/1", "prompts/2"]
-    assert [result["correct"] for result in results] == [True, False, False]
-    metrics = answer_metrics(results)
-    assert metrics["exact_match"] == pytest.approx(1 / 3)
-    assert metrics["format_rate"] == metrics["eos_rate"] == pytest.approx(2 / 3)
-    assert metrics["mean_completion_length"] == 6
-
-
-def test_a_tie_is_no_preference() -> None:
-    assert share_above_zero([1.0, 0.0, -1.0, 2.0]) == 0.5

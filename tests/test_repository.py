@@ -41,6 +41,16 @@ def names_of(entries: list) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
+def resolved(stage: dict, entries: list) -> list[str]:
+    """Paths of a list, but for source files, with parameters put in; those of a matrix for each of its items."""
+    found = []
+    for item in stage.get("matrix", {"model": [""]})["model"]:
+        values = params() | {"item": {"model": item}}
+        paths = [path for path in names_of(entries) if not path.endswith(".py")]
+        found += [re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths]
+    return found
+
+
 @pytest.mark.parametrize("name", stages())
 def test_stage_depends_on_what_its_script_imports(name: str) -> None:
     stage = stages()[name]
@@ -55,19 +65,14 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
     stage = stages()[name]
     assert re.fullmatch(r"python scripts/\w+\.py( \$\{item\.\w+\})?", stage["cmd"])  # no paths, no devices
     assert all(isinstance(entry, str) for entry in stage["outs"])  # `persist` and `cache: false` switch it off
-    for entry in [*stage["metrics"], *stage.get("plots", [])]:
+    for entry in [*stage.get("metrics", []), *stage.get("plots", [])]:
         assert list(entry.values()) == [{"cache": False}]  # these stand in git
 
 
 @pytest.mark.parametrize("name", stages())
 def test_what_a_stage_reads_another_one_makes(name: str) -> None:
-    stage = stages()[name]
-    made = {path for other in stages().values() for path in names_of(other["outs"])}
-    for item in stage.get("matrix", {"model": [""]})["model"]:
-        values = params() | {"item": {"model": item}}
-        paths = [path for path in names_of(stage["deps"]) if not path.endswith(".py")]
-        inputs = {re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths}
-        assert inputs <= made
+    made = {path for other in stages().values() for path in resolved(other, other["outs"])}
+    assert set(resolved(stages()[name], stages()[name]["deps"])) <= made
 
 
 @pytest.mark.parametrize("name", stages())

@@ -1,212 +1,70 @@
-"""What a model can do on held-out problems: greedy answers, graded, and whether it prefers the right one of two.
+"""From what a model did on held-out rows to one result a row and the metrics over them.
 
-Only transformers' plain models are used here, none of the training core: what a run reports is checked by other means
-than those that trained it.
+The results file (results/evaluate_<model>.jsonl) has a line a problem, then a line a pair. Results of two models pair
+by `id`, which is made from the row's content. Fields of a problem:
+
+    id, prompt, reference     the row: "prompts/<hash>", the messages, the right solution
+    completion                the greedy answer
+    correct, formatted        whether its `#### number` is right; whether there is one
+    ended, num_tokens         whether it ended its turn; its tokens, the one that ends the turn included
+    reward_score              of the greedy answer, where params name a reward model
+    samples_correct           for the first `num_sampled_prompts` problems: of each sample, whether it is right
+    samples_num_tokens        its tokens
+    samples_log_ratio_<ref>   sum over its tokens of log p(model) - log p(reference), in nats; not for the reference
+
+Fields of a pair:
+
+    id, prompt                "preference/<hash>", the messages
+    margin_logprob            log p(chosen) - log p(rejected), in nats
+    margin_vs_<ref>           by how much that is more than under the reference, in nats; not for the reference
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.readers import read_rows
-from posttrain.errors import UserError
+import numpy as np
+
+from posttrain.experiment.evaluation_statistics import (
+    kl_metrics,
+    pass_at_k,
+    share_above_zero,
+    wilson_interval,
+    with_interval,
+)
 from posttrain.grading import final_answer, is_correct
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from posttrain.experiment.evaluation_models import Answer
 
-Z_95 = 1.959964  # quantile of the normal distribution that leaves 2.5% on either side
-CONVERSATION = "a list of messages"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: without special tokens.
-        num_tokens: how many tokens it wrote, the one that ends the turn included.
-        ended: whether it ended its turn, rather than running into the limit.
-    """
-
-    text: str
-    num_tokens: int
-    ended: bool
+Result = dict[str, Any]
+Metrics = dict[str, float]
 
 
-def read_problems(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Read held-out rows and check their columns.
-
-    Args:
-        path: a data file.
-        columns: the names that each row must have; all but `solution` hold a list of messages.
-
-    Raises:
-        UserError: naming the file and line of the first row that does not fit.
-    """
-    rows = []
-    for place, row in read_rows(Path(path)):
-        for name in columns:
-            wanted = str if name == "solution" else list
-            if not isinstance(row.get(name), wanted):
-                kind = "text" if wanted is str else CONVERSATION
-                raise UserError(f"{place}: wanted a column {name} with {kind}; the row has {', '.join(row)}")
-        rows.append(row)
-    return rows
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927, without continuity correction).
-
-    Args:
-        successes: how many of the trials succeeded.
-        trials: at least 1.
-
-    Returns:
-        lower and upper end, within 0 to 1.
-    """
-    share, z2 = successes / trials, Z_95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Cut indices into batches of similar length, longest first, so that a lack of memory shows at once.
-
-    Args:
-        lengths: of each item, in tokens.
-        batch_size: items in a batch; the last one may have fewer.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: list[dict[str, str]]) -> list[int]:
-    """The tokens that an answer to a conversation comes after."""
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def generate_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    batch_size: int,
-) -> list[Answer]:
-    """Let a model answer, taking the likeliest token each time.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: the model's.
-        prompts: tokens of each prompt.
-        max_new_tokens: where an answer without an end is cut off.
-        batch_size: prompts answered at a time.
-
-    Returns:
-        the answers, in the prompts' order.
-    """
-    import torch
-    from tqdm import tqdm
-
-    answers: dict[int, Answer] = {}
-    progress = tqdm(total=len(prompts), desc="answers", unit="prompt")
-    for batch in batches_by_length([len(ids) for ids in prompts], batch_size):
-        width = len(prompts[batch[0]])
-        rows = [[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in batch]
-        mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=torch.tensor(rows, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
-            ended = tokenizer.eos_token_id in ids
-            ids = ids[: ids.index(tokenizer.eos_token_id) + 1] if ended else ids
-            answers[index] = Answer(tokenizer.decode(ids, skip_special_tokens=True), len(ids), ended)
-        progress.update(len(batch))
-    progress.close()
-    return [answers[index] for index in range(len(prompts))]
-
-
-def answer_logprobs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    conversations: Sequence[tuple[list[int], str]],
-    batch_size: int,
-    title: str,
-) -> list[float]:
-    """Sum the log-probs of whole answers, the token that ends the turn included.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: the model's.
-        conversations: tokens of the prompt, and the text of the answer.
-        batch_size: conversations scored at a time.
-        title: what the progress bar says.
-
-    Returns:
-        natural log-probability of each answer given its prompt.
-    """
-    import torch
-    from tqdm import tqdm
-
-    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in conversations]
-    whole = [prompt + ids + [tokenizer.eos_token_id] for (prompt, _), ids in zip(conversations, answers, strict=True)]
-    sums: dict[int, float] = {}
-    progress = tqdm(total=len(whole), desc=title, unit="answer")
-    for batch in batches_by_length([len(ids) for ids in whole], batch_size):
-        width = len(whole[batch[0]])
-        # Padding stands behind: a causal model never looks there, and the positions need no correction.
-        rows = torch.tensor([whole[i] + [tokenizer.pad_token_id] * (width - len(whole[i])) for i in batch])
-        position = torch.arange(1, width)
-        first = torch.tensor([[len(conversations[i][0])] for i in batch])
-        stop = torch.tensor([[len(whole[i])] for i in batch])
-        counts = (position >= first) & (position < stop)
-        with torch.inference_mode():
-            logits = model(input_ids=rows.to(model.device)).logits[:, :-1].float()
-            chosen = logits.gather(-1, rows[:, 1:, None].to(model.device)).squeeze(-1)
-            logprobs = (chosen - logits.logsumexp(-1)).cpu()
-        totals = torch.where(counts, logprobs, 0.0).double().sum(-1).tolist()
-        sums.update(zip(batch, totals, strict=True))
-        progress.update(len(batch))
-    progress.close()
-    return [sums[index] for index in range(len(whole))]
-
-
-def grade_answers(rows: Sequence[dict[str, Any]], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def grade_answers(rows: Sequence[dict[str, Any]], answers: Sequence[Answer]) -> list[Result]:
     """One result a problem, in the order of the rows.
 
     Args:
-        rows: with `prompt` and `solution`.
-        answers: the model's.
+        rows: with `id`, `prompt` and `solution`.
+        answers: the greedy one to each.
     """
     return [
         {
-            "id": f"prompts/{number}",
+            "id": row["id"],
             "prompt": row["prompt"],
-            "completion": answer.text,
             "reference": row["solution"],
+            "completion": answer.text,
             "correct": is_correct(answer.text, row["solution"]),
             "formatted": final_answer(answer.text) is not None,
             "ended": answer.ended,
-            "num_tokens": answer.num_tokens,
+            "num_tokens": len(answer.token_ids),
         }
-        for number, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        for row, answer in zip(rows, answers, strict=True)
     ]
 
 
-def answer_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def answer_metrics(results: Sequence[Result]) -> Metrics:
     """Shares and means of the results of grade_answers."""
     number = len(results)
     correct = sum(result["correct"] for result in results)
@@ -222,33 +80,82 @@ def answer_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def pair_margins(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[dict[str, Any]],
-    batch_size: int,
-    title: str,
-) -> list[float]:
-    """By how much a model finds the chosen answer likelier than the rejected one.
+def grade_samples(rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[Answer]]) -> list[Result]:
+    """The fields `samples_correct` and `samples_num_tokens` of each problem that was sampled.
 
     Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: the model's.
-        pairs: rows with `prompt`, `chosen` and `rejected`, each a list of messages; an answer is one message.
-        batch_size: answers scored at a time.
-        title: what the progress bar says.
+        rows: with `solution`.
+        samples: several answers to each.
+    """
+    return [
+        {
+            "samples_correct": [is_correct(answer.text, row["solution"]) for answer in answers],
+            "samples_num_tokens": [len(answer.token_ids) for answer in answers],
+        }
+        for row, answers in zip(rows, samples, strict=True)
+    ]
+
+
+def sample_metrics(results: Sequence[Result], pass_at: Sequence[int]) -> Metrics:
+    """pass@k over the results of grade_samples, with intervals over prompts.
+
+    Args:
+        results: of the problems that were sampled.
+        pass_at: values of k, none above the samples a problem.
+    """
+    counts = [(len(result["samples_correct"]), sum(result["samples_correct"])) for result in results]
+    metrics: Metrics = {"num_sampled_prompts": len(counts), "num_samples": counts[0][0]}
+    for k in pass_at:
+        chances = [pass_at_k(number, correct, k) for number, correct in counts]
+        metrics |= with_interval(f"pass_at_{k}", chances, low=0.0, high=1.0)
+    return metrics
+
+
+def divergence(
+    reference: str, samples: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[np.ndarray]]
+) -> tuple[list[Result], Metrics]:
+    """How far the model is from the reference, on its own samples.
+
+    Args:
+        reference: its name.
+        samples: of the model, with their log-probs.
+        theirs: log-probs of the same tokens under the reference, at the same temperature.
 
     Returns:
-        log p(chosen | prompt) − log p(rejected | prompt) of each pair.
+        the field `samples_log_ratio_<reference>` of each problem that was sampled, and metrics `kl_to_<reference>…`.
     """
-    conversations = []
-    for pair in pairs:
-        prompt = prompt_ids(tokenizer, pair["prompt"])
-        conversations += [(prompt, pair[side][-1]["content"]) for side in ("chosen", "rejected")]
-    sums = answer_logprobs(model, tokenizer, conversations, batch_size, title)
-    return [chosen - rejected for chosen, rejected in zip(sums[::2], sums[1::2], strict=True)]
+    ratios = [
+        [answer.logprobs - other for answer, other in zip(answers, others, strict=True)]
+        for answers, others in zip(samples, theirs, strict=True)
+    ]
+    field = f"samples_log_ratio_{reference}"
+    results = [{field: [float(d.sum(dtype=np.float64)) for d in of_prompt]} for of_prompt in ratios]
+    return results, kl_metrics(f"kl_to_{reference}", ratios)
 
 
-def share_above_zero(margins: Sequence[float]) -> float:
-    """The share of pairs whose chosen answer wins; a tie is no win."""
-    return sum(margin > 0 for margin in margins) / len(margins)
+def preference_metrics(
+    reference: str, margins: Sequence[float], reference_margins: Sequence[float] | None
+) -> tuple[list[Result], Metrics]:
+    """How often the better answer is the likelier one, and how often it gained more than the worse one.
+
+    Args:
+        reference: name of the model that gains are counted from.
+        margins: log p(chosen) - log p(rejected) of each pair.
+        reference_margins: the same under the reference; None where it is the model itself.
+
+    Returns:
+        the fields of each pair, and the metrics.
+    """
+    columns = {"margin_logprob": list(margins)}
+    metrics = {"num_pairs": len(margins), "preference_accuracy_logprob": share_above_zero(margins)}
+    if reference_margins is not None:
+        gains = [own - other for own, other in zip(margins, reference_margins, strict=True)]
+        columns[f"margin_vs_{reference}"] = gains
+        metrics[f"preference_accuracy_vs_{reference}"] = share_above_zero(gains)
+    return [{name: values[number] for name, values in columns.items()} for number in range(len(margins))], metrics
+
+
+def add_fields(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> None:
+    """Write further fields into the first results, one mapping a result."""
+    for result, more in zip(results, fields, strict=False):
+        result.update(more)
