@@ -25,7 +25,7 @@ def check_paths(config: CommonConfig) -> None:
     for name in ("model_name_or_path", "ref_model_name_or_path"):
         model = getattr(config, name, None)
         if model is not None:
-            _check_model(name, Path(model).expanduser(), str(model))
+            check_model(name, str(model))
     for name, source in _data_paths(config):
         if _looks_local(source) or Path(source).suffix.lower() in DATA_SUFFIXES:
             _check_exists(name, source, "a file or folder of rows, or a hub id such as trl-lib/Capybara")
@@ -67,7 +67,17 @@ def _check_exists(name: str, text: str, wanted: str) -> None:
     raise UserError(f"{name}: {text} does not exist; {advice}")
 
 
-def _check_model(name: str, path: Path, text: str) -> None:
+def check_model(name: str, text: str) -> None:
+    """Check that what is named as a model is a folder with a model in it, or may be a hub id.
+
+    Args:
+        name: of the flag, for the message.
+        text: as the user gave it.
+
+    Raises:
+        UserError: it is a file, a folder without a model, or a path that does not exist.
+    """
+    path = Path(text).expanduser()
     if path.is_file():
         raise UserError(f"{name}: {text} is a file; name the folder that holds the model")
     if not path.exists():

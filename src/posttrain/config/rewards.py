@@ -87,7 +87,7 @@ class RewardSourceFlags:
             address = urlsplit(self.judge_base_url)
             if address.scheme not in ("http", "https") or not address.hostname:
                 yield f"judge_base_url {self.judge_base_url} is no address such as http://127.0.0.1:8000/v1"
-            elif address.password is not None or address.query:
+            elif address.username is not None or address.query:
                 yield "judge_base_url holds more than an address; put the key into the environment, as OPENAI_API_KEY"
             return
         unused = sorted({*JUDGE_FLAGS, "judge_retries"} & getattr(self, "explicit", frozenset()))

@@ -1,0 +1,88 @@
+"""What can be known to be wrong with the rewards before torch is imported."""
+
+from collections.abc import Iterable
+
+from posttrain.config import suggestion
+from posttrain.config.paths import check_model
+from posttrain.config.rewards import RewardSourceFlags
+from posttrain.errors import UserError
+from posttrain.rollout.rewards.attempts import Here
+from posttrain.rollout.rewards.functions import FUNCTIONS
+from posttrain.rollout.rewards.pool import Lane
+from posttrain.rollout.rewards.rubric import Rubric
+from posttrain.rollout.rewards.sources import Source, function_name, reward_sources
+
+# The columns that each reward needs, by its name; of each group one.
+Needs = dict[str, list[tuple[str, ...]]]
+
+
+def check_rewards(config: RewardSourceFlags) -> None:
+    """Find every reward that is named: built in, in its file or module, on disk.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: there is none, or it cannot be used; the message names the nearest thing that is there.
+    """
+    required_columns(config)
+
+
+def required_columns(config: RewardSourceFlags) -> Needs:
+    """The columns that the data must have beside the prompt; finds and imports the rewards, as check_rewards.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        For each reward that needs any: groups of columns, of which it needs one each.
+
+    Raises:
+        UserError: as for check_rewards.
+    """
+    for problem in config.reward_problems():
+        raise UserError(problem)
+    sources = reward_sources(config)
+    needs: Needs = {}
+    for source in sources:
+        if source.kind == "judge":
+            needs[source.name] = [(column,) for column in Rubric(config.judge_rubric).columns]
+        elif source.kind == "model":
+            check_model("reward_model_name_or_path", source.target)
+        elif source.kind == "function" and source.target in FUNCTIONS:
+            needs[source.name] = list(FUNCTIONS[source.target].needs)
+    own = [source for source in sources if source.kind == "function" and source.target not in FUNCTIONS]
+    return {name: groups for name, groups in (needs | _import(config, own)).items() if groups}
+
+
+def check_columns(needs: Needs, columns: Iterable[str], where: str) -> None:
+    """Check that the data has what the rewards need.
+
+    Args:
+        needs: from required_columns.
+        columns: of the data.
+        where: the data's name, for the message.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    known = sorted(columns)
+    for name, groups in needs.items():
+        for group in groups:
+            if not set(group) & set(known):
+                near = "" if len(group) > 1 else suggestion(group[0], known)
+                raise UserError(
+                    f"{where}: the reward {name} needs the column {' or '.join(group)}, and the data has "
+                    f"{', '.join(known)}{near}; rename a column, or leave the reward out"
+                )
+
+
+def _import(config: RewardSourceFlags, own: list[Source]) -> Needs:
+    """What the user's own functions need; imports them where they will run, in a worker or here."""
+    if not own:
+        return {}
+    home = Here() if config.reward_workers == 0 else Lane(config.reward_timeout)
+    try:
+        return {source.name: [(column,) for column in home.load(function_name(config, source))] for source in own}
+    finally:
+        home.close()

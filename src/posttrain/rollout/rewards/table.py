@@ -1,0 +1,230 @@
+"""All rewards of a run: completions go in, a table of rewards comes out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from posttrain.cache import cache_root
+from posttrain.config.rewards import RewardSourceFlags
+from posttrain.errors import UserError
+from posttrain.rollout.rewards.attempts import Here
+from posttrain.rollout.rewards.batch import Failure, RewardBatch, Scores
+from posttrain.rollout.rewards.calls import FunctionName
+from posttrain.rollout.rewards.functions import FUNCTIONS
+from posttrain.rollout.rewards.pool import Lane
+from posttrain.rollout.rewards.sources import Source, function_name, reward_sources
+
+logger = logging.getLogger(__name__)
+
+_FAILURES_SHOWN = 5
+
+
+class Reward(Protocol):
+    """One reward, whatever is behind it."""
+
+    name: str
+
+    def submit(self, batch: RewardBatch) -> Callable[[], Scores]:
+        """Begin to score, where that can be done beside other work; returns what waits for the scores."""
+
+    def close(self) -> None:
+        """Let go of processes, connections and weights."""
+
+
+class FunctionReward:
+    """A reward function, called in workers or here.
+
+    Args:
+        name: of the reward.
+        function: how it is found.
+        lanes: that a batch is spread over, in parts of one row after the other; of a function that has to see the batch
+            as a whole, the one that it always runs in.
+        row_by_row: call it with one row at a time.
+    """
+
+    def __init__(self, name: str, function: FunctionName, lanes: Sequence[Lane | Here], row_by_row: bool):
+        assert row_by_row or len(lanes) == 1
+        self.name, self._function, self._lanes, self._row_by_row = name, function, lanes, row_by_row
+
+    def submit(self, batch: RewardBatch) -> Callable[[], Scores]:
+        """Hand the rows to the lanes."""
+        bounds = [len(batch) * number // len(self._lanes) for number in range(len(self._lanes) + 1)]
+        parts = []
+        for lane, start, stop in zip(self._lanes, bounds[:-1], bounds[1:], strict=True):
+            rows = {name: values[start:stop] for name, values in batch.arguments().items()}
+            if stop > start:
+                parts.append((start, lane.submit(self._function, rows, self._row_by_row)))
+
+        def gather() -> Scores:
+            scores = Scores([])
+            for start, wait in parts:
+                part = wait()
+                scores.values += part.values
+                scores.failures += [Failure([start + row for row in f.rows], f.reason) for f in part.failures]
+            return scores
+
+        return gather
+
+    def close(self) -> None:
+        """Close the lanes, which other rewards may have closed already."""
+        for lane in self._lanes:
+            lane.close()
+
+
+class Pending:
+    """The rewards of a batch that is being scored."""
+
+    def __init__(self, rewards: "Rewards", batch: RewardBatch, waits: Sequence[Callable[[], Scores]]):
+        self._rewards, self._batch, self._waits = rewards, batch, waits
+        self._table: np.ndarray | None = None
+
+    def result(self) -> np.ndarray:
+        """Wait for the rewards.
+
+        Returns:
+            (C, R) float32, in the order of the batch's rows and of the rewards' names; NaN = no opinion, or failed.
+
+        Raises:
+            UserError: a reward cannot be used at all, or has failed too often.
+        """
+        if self._table is None:
+            scores = [wait() for wait in self._waits]
+            self._waits = ()
+            self._rewards.note_failures(self._batch, scores)
+            columns = [[np.nan if value is None else value for value in one.values] for one in scores]
+            self._table = np.array(columns, dtype=np.float32).reshape(len(scores), len(self._batch)).T
+            self._rewards.note_silence(self._batch, self._table)
+        return self._table
+
+
+class Rewards:
+    """The rewards of a run.
+
+    Args:
+        rewards: in the order of reward_weights.
+        max_failures: how many failures are borne.
+
+    Attributes:
+        names: what the rewards are called in metrics; each once.
+        num_failures: exceptions, timeouts and bad values so far, in this process.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], max_failures: int):
+        self._rewards, self._max_failures = rewards, max_failures
+        self.names = [reward.name for reward in rewards]
+        self.num_failures = 0
+        self._first_failures: list[str] = []
+        self._has_been_silent = False
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were too long for a reward model so far, in this process."""
+        return sum(getattr(reward, "num_truncated", 0) for reward in self._rewards)
+
+    def submit(self, batch: RewardBatch) -> Pending:
+        """Begin to score; functions and judges work beside what this process does, models at `result()`.
+
+        Raises:
+            UserError: the batch cannot be scored, such as by a rubric that fails on it.
+        """
+        return Pending(self, batch, [reward.submit(batch) for reward in self._rewards])
+
+    def close(self) -> None:
+        """End processes and connections; what is still being scored is given up."""
+        for reward in self._rewards:
+            reward.close()
+
+    def note_failures(self, batch: RewardBatch, scores: Sequence[Scores]) -> None:
+        """Count and tell what failed.
+
+        Raises:
+            UserError: it is too much.
+        """
+        for name, one in zip(self.names, scores, strict=True):
+            for failure in one.failures:
+                places = [batch.places[row] for row in failure.rows]
+                where = places[0] if len(places) == 1 else f"{len(places)} rows ({places[0]} to {places[-1]})"
+                text = f"{name} at {where}: {failure.reason}"
+                logger.warning("reward failed, which counts as no opinion: %s", text)
+                self.num_failures += 1
+                self._first_failures += [text] * (len(self._first_failures) < _FAILURES_SHOWN)
+        if self.num_failures > self._max_failures:
+            shown = "".join(f"\n  {text}" for text in self._first_failures)
+            raise UserError(
+                f"rewards failed {self.num_failures} times, more than --max_reward_failures {self._max_failures}; the "
+                f"first failures:{shown}\nMend the reward (or give it longer with --reward_timeout), or bear more."
+            )
+
+    def note_silence(self, batch: RewardBatch, table: np.ndarray) -> None:
+        """Tell, once, where no reward has an opinion: nothing is learnt from such a row."""
+        silent = np.isnan(table).all(1)
+        if silent.any() and not self._has_been_silent:
+            self._has_been_silent = True
+            logger.warning(
+                "no reward has an opinion on %d of %d completions (the first at %s): nothing is learnt from them",
+                silent.sum(),
+                len(batch),
+                batch.places[int(silent.argmax())],
+            )
+
+
+def build_rewards(config: RewardSourceFlags, device: Any) -> Rewards:
+    """Make the rewards of a run ready.
+
+    Args:
+        config: of the run.
+        device: for reward models.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    sources = reward_sources(config)
+    functions = [source for source in sources if source.kind == "function"]
+    num_lanes = len(functions) if config.reward_workers is None else config.reward_workers
+    lanes: list[Lane | Here] = [Lane(config.reward_timeout) for _ in range(num_lanes)] if functions else []
+    lanes = lanes or [Here()]
+    rewards: list[Reward] = []
+    for source in sources:
+        if source.kind == "function":
+            rewards.append(_function_reward(config, source, lanes, functions.index(source)))
+        elif source.kind == "judge":
+            rewards.append(_judge(config, source))
+        else:
+            rewards.append(_model(config, source, device))
+    return Rewards(rewards, config.max_reward_failures)
+
+
+def _function_reward(
+    config: RewardSourceFlags, source: Source, lanes: Sequence[Lane | Here], number: int
+) -> FunctionReward:
+    function, built_in = function_name(config, source), FUNCTIONS.get(source.target)
+    if built_in is None:
+        return FunctionReward(source.name, function, [lanes[number % len(lanes)]], row_by_row=False)
+    if built_in.is_heavy:
+        return FunctionReward(source.name, function, lanes, row_by_row=True)
+    return FunctionReward(source.name, function, [Here()], row_by_row=False)  # what is quick needs no process
+
+
+def _judge(config: RewardSourceFlags, source: Source) -> Reward:
+    from posttrain.rollout.rewards.judge import Endpoint, Judge
+    from posttrain.rollout.rewards.rubric import Rubric
+
+    assert config.judge_base_url is not None
+    endpoint = Endpoint(
+        config.judge_base_url,
+        source.target,
+        config.judge_parameters,
+        config.judge_concurrency,
+        config.judge_timeout,
+        config.judge_retries,
+    )
+    cache = cache_root(getattr(config, "cache_dir", None)) / "judge.sqlite"
+    return Judge(source.name, endpoint, Rubric(config.judge_rubric), cache)
+
+
+def _model(config: RewardSourceFlags, source: Source, device: Any) -> Reward:
+    from posttrain.rollout.rewards.models import ModelReward
+
+    return ModelReward(source, config, device)
