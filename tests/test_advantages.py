@@ -76,6 +76,9 @@ def test_normalize_then_sum() -> None:
     actual = group_advantages(rewards, 2, multi_objective_aggregation="normalize_then_sum")
     scale = math.sqrt(10 / 3) * z1 + E
     assert values(actual) == close(-z1 / scale, z1 / scale, -2 * z1 / scale, 2 * z1 / scale)
+    # A completion without any opinion is not among those whose variance, 2 z1², is taken.
+    actual = group_advantages(column(0.0, 2.0, NAN), 3, multi_objective_aggregation="normalize_then_sum")
+    assert values(actual) == close(-z1 / (math.sqrt(2) * z1 + E), z1 / (math.sqrt(2) * z1 + E), 0.0)
 
 
 def test_leave_one_out() -> None:
@@ -110,8 +113,8 @@ def test_zero_variance_groups() -> None:
     assert zero_variance_groups(rewards, 3).tolist() == [True, False, True, True]
     statistics = group_advantages(rewards, 3, scale_rewards="batch").statistics
     assert statistics.frac_reward_zero_std == 0.75
-    # Of 0.1 in float32, eight add up to no multiple of it.
-    assert zero_variance_groups(column(*[0.1] * 8), 8).tolist() == [True]
+    # The mean of six times 5.3 in float32 is another number.
+    assert zero_variance_groups(column(*[5.3] * 6), 6).tolist() == [True]
 
 
 def test_zero_variance_of_sums_and_of_each_function() -> None:

@@ -103,9 +103,27 @@ def test_clip_ratios() -> None:
     of_sequences = compute(importance_sampling_level="sequence")
     values = [metric(of_sequences, f"clip_ratio/{name}") for name in names]
     assert values == pytest.approx([0.5, 0.0, 0.5, 0.0, 0.0])
+    assert [metric(compute(epsilon_high=0.6), f"clip_ratio/{name}") for name in names[:2]] == pytest.approx(
+        [1 / 3, 0.0]
+    )
     assert metric(compute(loss_type="cispo", epsilon_high=1.2), "cispo_clip_ratio") == pytest.approx(1 / 3)
     phi = (1.35**2 * math.exp(3 * -0.35), 0.5**3 * math.exp(2 * 0.5))
     assert metric(compute(loss_type="vespo"), "vespo/phi_seq_mean") == pytest.approx(sum(phi) / 2, rel=1e-5)
+
+
+def test_clip_ratios_of_nothing() -> None:
+    """A completion without tokens has no share to be the least of; what has no advantage is not clipped."""
+    ids, one = torch.tensor([1]), torch.ones(1)
+    for advantage, expected in ((-2.0, 1.0), (0.0, 0.0)):
+        advantages = torch.tensor([1.0, advantage])
+        loss = policy_loss(one, one, ids, advantages, PolicyOptions(), old_logprobs=one + 1)
+        assert metric(loss, "clip_ratio/low_min") == metric(loss, "clip_ratio/low_mean") == expected
+
+
+def test_vespo_holds_log_ratios_within_bounds() -> None:
+    """-30 and 21 become -20 and 20, so that w = 1 and φ = 1; -30 becomes log 1e-8, and with k = 0.5 φ is 1e-4 · e²."""
+    loss = compute(old=LOGPROBS - torch.tensor([-30.0, 21.0, -30.0]), loss_type="vespo", vespo_k_neg=0.5)
+    assert metric(loss, "vespo/phi_seq_mean") == pytest.approx((1 + 1e-4 * math.exp(2)) / 2, rel=1e-5)
 
 
 def gradient(**settings: Any) -> list[float]:
@@ -118,6 +136,7 @@ def gradient(**settings: Any) -> list[float]:
 
 def test_clipped_tokens_have_no_gradient_and_others_that_of_the_ratio() -> None:
     assert gradient() == pytest.approx([0.0, -0.9, 0.0])
+    assert gradient(epsilon_high=0.6) == pytest.approx([-1.5, -0.9, 0.0])
     assert gradient(epsilon=0.6) == pytest.approx([-1.5, -0.9, 1.0])
     assert gradient(loss_type="cispo", epsilon_high=1.2) == pytest.approx([-1.2, -0.9, 1.0])
     assert gradient(old=None) == pytest.approx([-1.0, -1.0, 2.0])  # exactly on-policy: -A

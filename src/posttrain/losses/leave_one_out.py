@@ -3,7 +3,9 @@ it was sampled, clipped as in PPO (Ahmadian et al., Back to Basics, arXiv 2402.1
 eq. 7).
 
 Where it departs from the paper: the paper takes one gradient step a sample and needs no ratio; on-policy, both have the
-same gradient. Its KL penalty is part of the reward: `advantages.leave_one_out_advantages`.
+same gradient. From TRL: the mean is over the sequences of the whole optimizer step, there over those of a micro-batch
+first; and ratios stop growing at e^20 (`ratios.MAX_LOG_RATIO`). The KL penalty is part of the reward:
+`advantages.leave_one_out_advantages`.
 """
 
 from __future__ import annotations

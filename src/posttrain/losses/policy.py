@@ -5,16 +5,17 @@ completion's tokens, as in GSPO (arXiv 2507.18071, eq. 7); A is the completion's
 one row in LOSSES, and its name among the choices of the flag.
 
 The advantages come from `posttrain.losses.advantages`. Completions that are to be left out, as truncated ones may be,
-have no targets; they still count among the sequences.
+have no targets; they still count among the sequences, as in TRL.
 
 Where it departs from TRL, whose names and constants these are:
-- Every mean is over the whole optimizer step. There, `grpo`, `sapo` and `luspo` are means of the micro-batches' means
-  over sequences, which are the same thing where micro-batches have equally many; `bnpo` is a mean of micro-batches'
-  means over tokens, so that here it is `dapo`; the entropy bonus is one too; `dr_grpo` alike, over equal batches.
-- clip_ratio/low_min and high_max are means over micro-batches of their minima and maxima, as there, but of each rank's:
-  these two metrics, and nothing else, depend on how a step is cut.
+- Every mean is over the whole optimizer step, so that no cut into micro-batches and ranks changes it. There, `bnpo`
+  (over tokens) and the entropy bonus are means of the micro-batches' means: here `bnpo` is `dapo`. `grpo`, `sapo`,
+  `luspo` and `dr_grpo` are that too, which shows only where micro-batches have unequal numbers of sequences.
+- clip_ratio/low_min and high_max are means, over micro-batches, of their minima and maxima; there, of those over all
+  ranks' micro-batches of a time. These two metrics, and nothing else, depend on how a step is cut.
 - `entropy_coef` is logged as applied in the step; there as it will be in the next, and also while it is not applied.
 - Ratios stop growing at e^20 (`ratios.MAX_LOG_RATIO`).
+- `kl_estimator` is a choice; there it is k3.
 """
 
 from __future__ import annotations
