@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test train-sft train-dpo pipeline metrics tensorboard lint format deps bench clean .checkout
+.PHONY: help setup test train-sft train-reward train-dpo pipeline metrics tensorboard lint format deps bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,10 @@ test: setup ## run the tests
 
 train-sft: .checkout setup ## run the pipeline up to SFT and its evaluation
 	$(BIN)/dvc repro evaluate@sft
+	@$(MAKE) --no-print-directory metrics
+
+train-reward: .checkout setup ## run the pipeline up to the reward model
+	$(BIN)/dvc repro reward
 	@$(MAKE) --no-print-directory metrics
 
 train-dpo: .checkout setup ## run the pipeline up to DPO and its evaluation
