@@ -147,7 +147,7 @@ def test_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[;]", requirement)[0] for requirement in project["dependencies"]}
     files = [path for folder in ("src", "scripts") for path in (ROOT / folder).rglob("*.py")]
-    imported = {{"yaml": "pyyaml"}.get(name, name) for path in files for name in third_party(path)}
+    imported = {{"yaml": "pyyaml"}.get(name, name.replace("_", "-")) for path in files for name in third_party(path)}
     behind = {"accelerate", "dvc", "jinja2", "tensorboard"}  # transformers' Trainer, chat templates, make's commands
     assert imported - declared == set()
     assert declared - imported - behind == set()
