@@ -104,11 +104,12 @@ def attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise UnsupportedAttentionError(f"attention by segments has no {name}")
-    if segments is None:
-        assert decoding is not None
-        return decoding.attend(int(module.layer_idx), query, key, value, scaling, sliding_window), None
     if decoding is not None:
-        decoding.record(int(module.layer_idx), key, value)
+        layer: Any = module.layer_idx
+        if segments is None:
+            return decoding.attend(layer, query, key, value, scaling, sliding_window), None
+        decoding.record(layer, key, value)
+    assert segments is not None
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256:
         output = _attend_varlen(query, key, value, segments, scaling, sliding_window)

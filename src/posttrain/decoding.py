@@ -101,23 +101,22 @@ class DecodingState:
         first = 0 if window is None else max(0, now - window)
         own = slice(first, now)
         with torch.autocast(query.device.type, enabled=False):
-            scaled = _held(query) * (size**-0.5 if scaling is None else scaling)
-            scaled = scaled.reshape(rows, key.shape[1], heads // key.shape[1], size)
-            scores = _scores(scaled, keys[:rows, :, own])
+            query = query.to(keys.dtype).reshape(rows, key.shape[1], -1, size)
+            scores = _scores(query, keys[:rows, :, own])
+            # A prompt's columns end where the row's own begin.
             prompt_first = 0 if window is None else max(0, self._width + now - window)
-            if prompt_first >= self._width:
-                output = torch.matmul(scores.softmax(-1).to(values.dtype), values[:rows, :, own])
-                return output.view(rows, 1, heads, -1)
-            prompt_keys, prompt_values = (tensor[:, :, prompt_first:] for tensor in self._prompts[layer])
-            prompt_scores = _scores(self._by_prompt(scaled), prompt_keys)
-            if self._bias is not None:
-                prompt_scores += self._bias[..., prompt_first:]
-            shared = prompt_keys.shape[2]
-            scores = torch.cat([self._by_row(prompt_scores, scaled.shape[2]), scores], dim=-1)
-            weights = scores.softmax(-1).to(values.dtype)
+            shared = max(0, self._width - prompt_first)
+            if shared:
+                prompt_keys, prompt_values = (tensor[:, :, prompt_first:] for tensor in self._prompts[layer])
+                prompt_scores = _scores(self._by_prompt(query), prompt_keys)
+                if self._bias is not None:
+                    prompt_scores += self._bias[..., prompt_first:]
+                scores = torch.cat([self._by_row(prompt_scores, query.shape[2]), scores], dim=-1)
+            weights = scores.mul_(size**-0.5 if scaling is None else scaling).softmax(-1).to(values.dtype)
             output = torch.matmul(weights[..., shared:], values[:rows, :, own])
-            from_prompt = torch.matmul(self._by_prompt(weights[..., :shared]), prompt_values)
-            output += self._by_row(from_prompt, scaled.shape[2])
+            if shared:
+                from_prompt = torch.matmul(self._by_prompt(weights[..., :shared]), prompt_values)
+                output += self._by_row(from_prompt, query.shape[2])
         return output.view(rows, 1, heads, -1)
 
     def keep(self, rows: np.ndarray) -> None:

@@ -70,7 +70,8 @@ def uniforms(seed: int, sample_ids: Sequence[int], num_tokens: int) -> np.ndarra
     numbers = np.empty((len(sample_ids), num_tokens))
     words = 2**64
     for row, sample_id in enumerate(sample_ids):
-        bits = np.random.Philox(key=[seed % words, int(sample_id) % words]).random_raw(num_tokens)
+        key = np.array([seed % words, int(sample_id) % words], dtype=np.uint64)
+        bits = np.random.Philox(key=key).random_raw(num_tokens)
         numbers[row] = (bits >> np.uint64(11)) * 2.0**-53
     return numbers
 
