@@ -12,6 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain.config.fields import flag, suggestion
 from posttrain.errors import UserError, report_mistakes
@@ -58,8 +59,8 @@ def check_numbers(settings: EvaluateSettings, num_problems: int, where: str) -> 
         )
 
 
-def check_model(name: str) -> Path:
-    """The folder of a model or an adapter, if there is a whole one in it."""
+def check_model(name: str) -> None:
+    """Raise a UserError where models/NAME does not hold a whole model or adapter."""
     folder = Path("models") / name
     kinds = ("config.json", "adapter_config.json")
     if not any((folder / kind).is_file() for kind in kinds):
@@ -68,7 +69,18 @@ def check_model(name: str) -> Path:
         raise UserError(f"{folder} is no model folder{suggestion(name, known)}; {found}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (*.safetensors); run the stage that writes it again")
-    return folder
+
+
+def check_tokens(name: str, reference: str) -> None:
+    """Raise a UserError where two models number their tokens in different ways: none can score the other's samples."""
+    files = [Path("models") / model / "tokenizer.json" for model in (name, reference)]
+    if all(file.is_file() for file in files):  # not every tokenizer is kept in one
+        first, second = (json.loads(file.read_text(encoding="utf-8"))["model"].get("vocab") for file in files)
+        if first != second:
+            raise UserError(
+                f"{files[0].parent} and {files[1].parent} have different vocabularies, so the one cannot score the "
+                "tokens of the other; name a `reference` that the model was trained from"
+            )
 
 
 def main() -> int:
@@ -78,11 +90,27 @@ def main() -> int:
         raise UserError(f"wanted the name of one model, found {len(alone)}; usage: {USAGE}")
     name = alone[0]
     settings = read_settings(EvaluateSettings, "evaluate", path)
-    folder, reference_folder = check_model(name), check_model(settings.reference)
-    reward_folder = None if settings.reward_model is None else check_model(settings.reward_model)
+    for model in filter(None, (name, settings.reference, settings.reward_model)):
+        check_model(model)
+    check_tokens(name, settings.reference)
     problems, pairs = read_problems(settings.prompts), read_pairs(settings.pairs)
     check_numbers(settings, len(problems), f"{path}: evaluate")
 
+    metrics, results = evaluate(name, settings, problems, pairs)
+
+    for folder_name in ("metrics", "results"):
+        Path(folder_name).mkdir(exist_ok=True)
+    text = json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+    Path(f"metrics/evaluate_{name}.json").write_text(text, encoding="utf-8")
+    with open(f"results/evaluate_{name}.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    return 0
+
+
+def evaluate(
+    name: str, settings: EvaluateSettings, problems: list[dict[str, Any]], pairs: list[dict[str, Any]]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The metrics of a model, and a result a problem and a pair."""
     import torch
 
     from posttrain.experiment import evaluation_models as models
@@ -92,7 +120,7 @@ def main() -> int:
     size = settings.batch_size
 
     # Answer the problems once, the likeliest way, and the first of them several times; grade the answers.
-    policy = models.load_policy(folder, settings.dtype)
+    policy = models.load_policy(Path("models") / name, settings.dtype)
     prompts = models.prompt_tokens(policy.tokenizer, [row["prompt"] for row in problems])
     greedy = models.Generation(settings.max_new_tokens)
     answers = [own[0] for own in models.generate_answers(policy, prompts, greedy, size, f"{name}: answers")]
@@ -108,7 +136,7 @@ def main() -> int:
     margins = models.pair_margins(policy, pairs, size, f"{name}: pairs")
     reference_margins = None
     if name != settings.reference:
-        reference = models.load_policy(reference_folder, settings.dtype)
+        reference = models.load_policy(Path("models") / settings.reference, settings.dtype)
         reference_margins = models.pair_margins(reference, pairs, size, f"{settings.reference}: pairs")
         completions = [[answer.token_ids for answer in own] for own in samples]
         title = f"{settings.reference}: samples"
@@ -123,19 +151,12 @@ def main() -> int:
     metrics |= further
 
     # Ask the reward model what it thinks of the greedy answers.
-    if reward_folder is not None:
-        conversations = [row["prompt"] for row in problems]
-        scores = reward_scores(reward_folder, settings.dtype, conversations, [own.text for own in answers], size)
+    if settings.reward_model is not None:
+        conversations, texts = [row["prompt"] for row in problems], [answer.text for answer in answers]
+        scores = reward_scores(Path("models") / settings.reward_model, settings.dtype, conversations, texts, size)
         evaluation.add_fields(results, [{"reward_score": score} for score in scores])
         metrics |= with_interval("reward_score", scores)
-
-    for folder_name in ("metrics", "results"):
-        Path(folder_name).mkdir(exist_ok=True)
-    text = json.dumps(metrics, indent=2, sort_keys=True) + "\n"
-    Path(f"metrics/evaluate_{name}.json").write_text(text, encoding="utf-8")
-    with open(f"results/evaluate_{name}.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-    return 0
+    return metrics, results
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.experiment import evaluation
 from posttrain.experiment.evaluation_models import Answer
@@ -34,6 +36,8 @@ PARAMS = {
     "batch_size": 8,
     "num_threads": 1,
 }
+
+SAMPLES = {"models": ["sft", "dpo"], "num_differing": 2, "num_agreeing": 2}
 
 
 def answer(text: str, num_tokens: int, ended: bool = True, logprob: float = 0.0) -> Answer:
@@ -87,6 +91,16 @@ def test_preferences_alone_and_against_the_reference() -> None:
     assert (results, list(metrics)) == ([{"margin_logprob": 2.0}], ["num_pairs", "preference_accuracy_logprob"])
 
 
+def write_reward_model(base: Path, folder: Path) -> None:
+    """A classifier with one label and a random head, with its tokenizer."""
+    write_base(base, seed=3)
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+    with torch.no_grad():
+        classifier.score.weight.copy_(torch.linspace(-1, 1, classifier.score.weight.shape[1])[None])
+    classifier.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two models, a copy of one, and held-out rows."""
@@ -94,19 +108,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_base(root / "models/sft", seed=1)
     write_base(root / "models/dpo", seed=2)
     shutil.copytree(root / "models/sft", root / "models/copy")
+    shutil.copytree(root / "models/sft", root / "models/other")
+    tokenizer = root / "models/other/tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"vocab": {', '"vocab": {"zebra": 3,'))
+    write_reward_model(root / "models/base", root / "models/reward")
     problems = [{"prompt": [{"role": "user", "content": q}], "solution": s} for q, s, _ in sums(6)]
     write_rows(root / "prompts.jsonl", problems)
     write_preference(root / "pairs.jsonl", 5)
-    (root / "params.yaml").write_text(yaml.safe_dump({"evaluate": PARAMS}))
+    (root / "params.yaml").write_text(yaml.safe_dump({"evaluate": PARAMS, "samples": SAMPLES}))
     return root
+
+
+def run_script(root: Path, monkeypatch: pytest.MonkeyPatch, stage: str, *words: str) -> None:
+    monkeypatch.chdir(root)
+    script = str(ROOT / f"scripts/{stage}.py")
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    assert runpy.run_path(script)["main"]() == 0
 
 
 def evaluate(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Run the script in this process; returns what it wrote."""
-    monkeypatch.chdir(root)
-    script = str(ROOT / "scripts/evaluate.py")
-    monkeypatch.setattr(sys, "argv", [script, name])
-    assert runpy.run_path(script)["main"]() == 0
+    run_script(root, monkeypatch, "evaluate", name)
     lines = (root / f"results/evaluate_{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads((root / f"metrics/evaluate_{name}.json").read_text()), [json.loads(line) for line in lines]
 
@@ -144,13 +166,48 @@ def test_a_second_run_writes_the_same_bytes(made: Path, monkeypatch: pytest.Monk
     assert bytes_of_a_run() == bytes_of_a_run()
 
 
+def test_a_reward_model_scores_whole_conversations(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("models", "prompts.jsonl", "pairs.jsonl"):
+        (tmp_path / name).symlink_to(made / name)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": PARAMS | {"reward_model": "reward"}}))
+    metrics, results = evaluate(tmp_path, "dpo", monkeypatch)
+    model = AutoModelForSequenceClassification.from_pretrained(made / "models/reward").eval()
+    tokenizer = AutoTokenizer.from_pretrained(made / "models/reward")
+    scores = []
+    for result in results[:6]:
+        text = (
+            f"<|im_start|>user\n{result['prompt'][0]['content']}<|im_end|>\n"
+            f"<|im_start|>assistant\n{result['completion']}<|im_end|>\n"
+        )
+        with torch.no_grad():
+            scores.append(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item())
+    assert [result["reward_score"] for result in results[:6]] == pytest.approx(scores, abs=1e-4)
+    assert len(set(scores)) == 6
+    assert metrics["reward_score"] == pytest.approx(np.mean(scores), abs=1e-4)
+    assert metrics["reward_score_low"] < metrics["reward_score"] < metrics["reward_score_high"]
+
+
+def test_answers_of_the_models_stand_side_by_side(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sft", "dpo"):
+        evaluate(made, name, monkeypatch)
+    run_script(made, monkeypatch, "samples")
+    page = (made / "results/samples.md").read_text(encoding="utf-8")
+    assert page.count("\n### prompts/") == 2
+    assert "sft ✗ …" in page and "dpo ✗ …" in page
+
+
 @pytest.mark.parametrize(
     ("words", "change", "message"),
     [
         ([], {}, "wanted the name of one model, found 0"),
-        (["dop"], {}, "models/dop is no model folder; did you mean dpo?; models/ holds copy, dpo, sft"),
-        (["dpo"], {"reference": "base"}, "models/base is no model folder"),
-        (["dpo"], {"reward_model": "reward"}, "models/reward is no model folder"),
+        (
+            ["dop"],
+            {},
+            "models/dop is no model folder; did you mean dpo?; models/ holds base, copy, dpo, other, reward, sft",
+        ),
+        (["dpo"], {"reference": "start"}, "models/start is no model folder"),
+        (["dpo"], {"reward_model": "rewards"}, "models/rewards is no model folder; did you mean reward?"),
+        (["dpo"], {"reference": "other"}, "models/dpo and models/other have different vocabularies"),
         (["dpo"], {"pass_at": [1, 5]}, "params.yaml: evaluate.num_samples, which is 4"),
         (["dpo"], {"pass_at": []}, "params.yaml: evaluate.pass_at is []"),
         (["dpo"], {"temperature": 0}, "params.yaml: evaluate.temperature is 0; samples need one above 0"),
