@@ -223,13 +223,19 @@ def test_lora_trains_and_saves_the_head(task_type: list[str], base: Path, tmp_pa
     assert again["eval_loss"] == pytest.approx(line["eval_loss"], rel=1e-3)
 
 
-def test_an_adapter_of_a_language_model_is_a_start(base: Path, tmp_path: Path) -> None:
-    """Its base alone, with the same seed and so the same new head, scores differently: the adapter is merged in."""
+def test_an_adapter_of_a_language_model_is_a_start(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its base alone, with the same seed and so the same new head, scores differently: the adapter is merged in. A new
+    adapter of the two together would load without the first one, so there is none."""
     data = both_splits(tmp_path / "rows")
     run("dpo", base, data, tmp_path / "adapter", "--use_peft", "--lora_r", "4", "--max_steps", "5")
     adapted = evaluated(tmp_path / "adapter", data, tmp_path / "a")
     plain = evaluated(base, data, tmp_path / "b")
     assert abs(adapted["eval_margin"] - plain["eval_margin"]) > 1e-4
+    words = ["--model_name_or_path", str(tmp_path / "adapter"), "--dataset_name", str(data), "--use_peft"]
+    assert main(["reward", *words, "--output_dir", str(tmp_path / "c")]) == 2
+    assert "nowhere on disk; leave use_peft out" in capsys.readouterr().err
 
 
 def test_a_margin_column_counts(base: Path, tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ def check_paths(config: CommonConfig) -> None:
         model = getattr(config, name, None)
         if model is not None:
             check_model(name, str(model))
+    if config.use_peft and (Path(config.model_name_or_path or "").expanduser() / "adapter_config.json").is_file():
+        raise UserError(
+            f"model_name_or_path: {config.model_name_or_path} is an adapter, which is merged into its base to train; "
+            "one that use_peft trains would adapt a model that is nowhere on disk; leave use_peft out, or merge it "
+            "with peft's merge_and_unload and save the result"
+        )
     for name, source in _data_paths(config):
         if _looks_local(source) or Path(source).suffix.lower() in DATA_SUFFIXES:
             _check_exists(name, source, "a file or folder of rows, or a hub id such as trl-lib/Capybara")
