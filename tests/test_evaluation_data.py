@@ -22,6 +22,11 @@ def test_ids_belong_to_the_content_and_not_to_the_place(tmp_path: Path) -> None:
     assert after == {key: before[key] for key in ("4", "2", "1")}
 
 
+def test_the_solution_may_be_an_answer_in_gsm8ks_form(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": QUESTION, "answer": "2 + 3 = 5\n#### 5"}])
+    assert [row["solution"] for row in read_problems(str(path))] == ["2 + 3 = 5\n#### 5"]
+
+
 def test_a_row_that_stands_twice_has_two_ids(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": QUESTION, "solution": "5"}] * 2)
     first, second = (row["id"] for row in read_problems(str(path)))
@@ -42,8 +47,8 @@ def test_pairs_keep_their_three_columns(tmp_path: Path) -> None:
         ({"prompt": [], "solution": "5"}, r"line 2: wanted a column prompt with a list of messages"),
         ({"prompt": [{"role": "user"}], "solution": "5"}, r"line 2: wanted a column prompt with a list of messages"),
         (
-            {"prompt": QUESTION, "answer": "5"},
-            r"line 2: wanted a column solution with text; the row has prompt, answer",
+            {"prompt": QUESTION, "result": "5"},
+            r"line 2: wanted a column solution with text; the row has prompt, result",
         ),
         ({"prompt": QUESTION, "solution": "five"}, r"line 2: column solution: .*five"),
     ],

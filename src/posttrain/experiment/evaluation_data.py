@@ -17,7 +17,8 @@ def read_problems(path: str) -> list[dict[str, Any]]:
     """Read the problems that a model has to solve.
 
     Args:
-        path: a data file; `prompt` is a list of messages, `solution` the right number or a solution that ends in it.
+        path: a data file; `prompt` is a list of messages, `solution` (or `answer`) the right number or a solution that
+            ends in it.
 
     Returns:
         rows with `id`, `prompt` and `solution`.
@@ -28,7 +29,7 @@ def read_problems(path: str) -> list[dict[str, Any]]:
     rows = []
     for row in read_rows(Path(path)):
         _check_messages(row, "prompt")
-        solution = row.columns.get("solution")
+        solution = row.columns.get("solution", row.columns.get("answer"))
         if not isinstance(solution, str):
             raise UserError(f"{row.place}: wanted a column solution with text; the row has {', '.join(row.columns)}")
         try:
