@@ -20,15 +20,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEER_PACKAGES = ["trl==1.16.0", "torch==2.13.0", "transformers==5.23.0", "peft"]
 BATCH = 8  # rows, or pairs, a step
-LEARNING_RATES = {"sft": "1e-3", "dpo": "1e-4"}
+ROWS = {"sft": "sft", "reward": "pairs", "dpo": "pairs"}  # of the material, by method
+LEARNING_RATES = {"sft": "1e-3", "reward": "1e-4", "dpo": "1e-4"}
 MEBIBYTE = 2**20
 
 
 def flags_of(method: str, material: Path, output: Path, steps: int) -> list[str]:
     """The flags of a run, the same for both sides: float32, the rows in their order, nothing but training."""
     given = {
-        "model_name_or_path": material / "model",
-        "dataset_name": material / method,
+        "model_name_or_path": material / ("reward_model" if method == "reward" else "model"),
+        "dataset_name": material / ROWS[method],
         "output_dir": output,
         "max_steps": steps,
         "per_device_train_batch_size": BATCH,
@@ -109,7 +110,9 @@ def largest_difference(ours: list[float], theirs: list[float]) -> float:
 
 def table(results: list[dict]) -> str:
     """The results as a markdown table."""
-    lines = ["| | SFT posttrain | SFT trl | DPO posttrain | DPO trl |", "|---|---|---|---|---|"]
+    methods = [result["method"] for result in results]
+    heads = [f"{method.upper()} {side}" for method in methods for side in ("posttrain", "trl")]
+    lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     rows = [
         ("seconds a step", "seconds_a_step", ".3f"),
         ("tokens a second", "tokens_per_second", ",.0f"),
@@ -119,11 +122,7 @@ def table(results: list[dict]) -> str:
     ]
     by_method = {result["method"]: result for result in results}
     for title, key, form in rows:
-        cells = [
-            format(by_method[method]["sides"][side][key], form) if method in by_method else ""
-            for method in ("sft", "dpo")
-            for side in ("own", "peer")
-        ]
+        cells = [format(by_method[method]["sides"][side][key], form) for method in methods for side in ("own", "peer")]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     for result in results:
         lines.append("")
@@ -152,7 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=default_data, help="folder with gsm8k_train.jsonl and hh_harmless_test.jsonl.gz"
     )
-    parser.add_argument("--methods", nargs="+", choices=["sft", "dpo"], default=["sft", "dpo"])
+    parser.add_argument("--methods", nargs="+", choices=list(LEARNING_RATES), default=list(LEARNING_RATES))
     parser.add_argument("--steps", type=int, default=12, help="steps a run")
     parser.add_argument("--skip", type=int, default=2, help="first steps left out of the times")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side, in turn")
@@ -192,7 +191,7 @@ def main() -> None:
             order = ["own", "peer"] if number % 2 == 0 else ["peer", "own"]
             runs.append({side: run_once(*sides[side], method, material, args.steps) for side in order})
             print(f"posttrain: {method} pair {number + 1} of {args.pairs} measured", flush=True)
-        results.append(summary(method, runs, sizes[method], args.skip))
+        results.append(summary(method, runs, sizes[ROWS[method]], args.skip))
     head = (
         f"{sizes['parameters'] / 1e6:.1f}M-parameter Qwen2, float32, batch {BATCH}, {os.cpu_count()} cores "
         f"({platform.machine()}), steps {args.skip + 1} to {args.steps}, medians of {args.pairs} pairs of runs"

@@ -1,4 +1,4 @@
-"""Makes what both sides train on: rows of the real data, and a random Qwen2 of 4 million parameters for them."""
+"""Makes what both sides train on: rows of the real data, and random Qwen2 models of 4 million parameters for them."""
 
 import argparse
 import gzip
@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
 
 VOCABULARY = 4096
 MAX_LENGTH = 1024  # tokens; the default of both sides
@@ -28,7 +34,7 @@ def sft_rows(folder: Path, count: int) -> list[dict]:
     ]
 
 
-def dpo_rows(folder: Path, count: int) -> list[dict]:
+def pair_rows(folder: Path, count: int) -> list[dict]:
     """hh-rlhf's first pairs as they are: two whole dialogues with a common beginning."""
     with gzip.open(folder / "hh_harmless_test.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
@@ -63,8 +69,8 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A random Qwen2 of 4.2 million parameters."""
+def make_model(tokenizer: PreTrainedTokenizerFast, cls: type[PreTrainedModel] = Qwen2ForCausalLM) -> PreTrainedModel:
+    """A random Qwen2 of 4.2 million parameters, with the output layer of its class."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -78,23 +84,25 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
+        num_labels=1,
     )
-    return Qwen2ForCausalLM(config)
+    return cls(config)
 
 
 def main() -> None:
-    """Write model/, sft/train.jsonl, dpo/train.jsonl and tokens.json (tokens of each row) into a folder."""
+    """Write model/, reward_model/, sft/train.jsonl, pairs/train.jsonl and tokens.json (of each row) into a folder."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--rows", type=int, required=True)
     args = parser.parse_args()
     # The tokenizer learns from more rows than a short run trains on.
-    rows = {"sft": sft_rows(args.data, 2000), "dpo": dpo_rows(args.data, 2000)}
+    rows = {"sft": sft_rows(args.data, 2000), "pairs": pair_rows(args.data, 2000)}
     tokenizer = make_tokenizer(text for part in rows.values() for row in part for text in texts_of(row))
-    tokenizer.save_pretrained(args.to / "model")
-    model = make_model(tokenizer)
-    model.save_pretrained(args.to / "model")
+    for name, cls in {"model": Qwen2ForCausalLM, "reward_model": Qwen2ForSequenceClassification}.items():
+        tokenizer.save_pretrained(args.to / name)
+        model = make_model(tokenizer, cls)
+        model.save_pretrained(args.to / name)
     tokens = {}
     for method, part in rows.items():
         (args.to / method).mkdir(parents=True, exist_ok=True)

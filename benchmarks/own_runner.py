@@ -1,4 +1,4 @@
-"""Runs what `posttrain sft|dpo` runs, with the recorder in it: `own_runner.py sft|dpo RECORD --its --flags`."""
+"""Runs what `posttrain METHOD` runs, with the recorder in it: `own_runner.py METHOD RECORD --its --flags`."""
 
 import sys
 

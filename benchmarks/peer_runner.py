@@ -1,4 +1,4 @@
-"""Runs the peer's own script in the peer's own environment: `peer_runner.py sft|dpo RECORD --its --flags`."""
+"""Runs the peer's own script in the peer's own environment: `peer_runner.py METHOD RECORD --its --flags`."""
 
 import importlib
 import sys
