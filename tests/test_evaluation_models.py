@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from posttrain.batch import pack
 from posttrain.errors import UserError
 from posttrain.experiment import evaluation_models as models
 from posttrain.experiment.evaluation_data import read_pairs
@@ -97,6 +98,21 @@ def test_logprobs_in_packed_batches_are_those_of_a_plain_forward_pass(
                 for completion, own in zip(completions, logprobs, strict=True):
                     expected = plain_logprobs(folder, prompt, completion, temperature)
                     np.testing.assert_allclose(own, expected, atol=1e-5)
+
+
+def test_equal_completions_of_a_prompt_are_scored_once_and_told_each_time(
+    policy: models.Policy, prompts: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = models.answer_tokens(policy.tokenizer, ["5", "2 + 3"])
+    packed = []
+    monkeypatch.setattr(
+        models, "pack", lambda ids, *rest, **named: packed.append(len(ids)) or pack(ids, *rest, **named)
+    )
+    one, other = models.completion_logprobs(policy, prompts[:2], [[first, second, first, first], [first]], 100, "x")
+    assert packed == [3 + 2]  # each prompt and what is different after it
+    assert [len(row) for row in one] == [len(first), len(second), len(first), len(first)]
+    np.testing.assert_array_equal(one[0], one[2])
+    assert not np.array_equal(one[0], other[0])
 
 
 def test_margin_of_a_pair_is_the_difference_of_two_plain_sums(

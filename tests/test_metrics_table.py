@@ -32,6 +32,17 @@ exact_match  0.5    1"""
     assert tables(read_metrics(tmp_path), ["prepare", "sft", "dpo", "evaluate"]) == expected
 
 
+def test_an_interval_stands_behind_its_metric() -> None:
+    values = {"exact_match": 0.6185, "exact_match_high": 0.64858, "exact_match_low": 0.58849, "eos_low": 1}
+    found = tables({"evaluate_sft": values}, ["evaluate"])
+    assert [line.split() for line in found.splitlines()] == [
+        ["evaluate", "sft"],
+        ["-" * 11, "-" * 20],
+        ["exact_match", "0.6185", "[0.588", "0.649]"],
+        ["eos_low", "1"],
+    ]
+
+
 def test_no_metrics_yet_names_the_way_to_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make train-dpo"):
         read_metrics(tmp_path)

@@ -167,32 +167,32 @@ def completion_logprobs(
     title: str,
     temperature: float = 1.0,
 ) -> list[list[np.ndarray]]:
-    """The log-prob of every token of given completions.
+    """The log-prob of every token of given completions. Samples often agree: equal ones of a prompt are scored once.
 
     Args:
         policy: the model.
         prompts: P arrays of tokens, none empty.
-        completions: for each prompt the tokens of one or more completions, none empty; as many for each.
-        batch_size: completions scored at a time.
+        completions: for each prompt the tokens of its completions, none empty.
+        batch_size: completions scored at a time, or all of one prompt where it has more.
         title: what the progress bar says.
         temperature: divides the logits.
 
     Returns:
         for each prompt and completion, float32, natural logs.
     """
-    each = len(completions[0])
-    lengths = [len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, completions, strict=True)]
-    logprobs: dict[int, list[np.ndarray]] = {}
+    distinct = [list({ids.tobytes(): ids for ids in own}.values()) for own in completions]
+    lengths = [len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, distinct, strict=True)]
+    logprobs: dict[tuple[int, bytes], np.ndarray] = {}
     with tqdm(total=len(prompts), desc=title, unit="prompt") as progress:
-        for indices in batches_by_length(lengths, max(1, batch_size // each)):
-            batch = pack_completions([prompts[i] for i in indices], [completions[i] for i in indices])
+        for indices in batches_by_length(lengths, max(1, batch_size // max(map(len, distinct)))):
+            batch = pack_completions([prompts[i] for i in indices], [distinct[i] for i in indices])
             with torch.no_grad():
                 flat = policy.scorer(policy.model, batch.to(policy.model.device), temperature).logprobs
-            ends = np.cumsum([len(ids) for i in indices for ids in completions[i]])
-            parts = np.split(flat.float().cpu().numpy(), ends[:-1])
-            logprobs.update({index: parts[i * each : (i + 1) * each] for i, index in enumerate(indices)})
+            scored = [(i, ids) for i in indices for ids in distinct[i]]
+            parts = np.split(flat.float().cpu().numpy(), np.cumsum([len(ids) for _, ids in scored])[:-1])
+            logprobs.update({(i, ids.tobytes()): part for (i, ids), part in zip(scored, parts, strict=True)})
             progress.update(len(indices))
-    return [logprobs[index] for index in range(len(prompts))]
+    return [[logprobs[index, ids.tobytes()] for ids in own] for index, own in enumerate(completions)]
 
 
 def pack_completions(prompts: Sequence[np.ndarray], completions: Sequence[Sequence[np.ndarray]]) -> PackedBatch:

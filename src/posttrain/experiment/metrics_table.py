@@ -41,7 +41,8 @@ def tables(metrics: dict[str, dict[str, Number]], stage_order: list[str]) -> str
         stage_order: Names of stages in the order of their columns; others follow by name.
 
     Returns:
-        Tables, one below the other, each with a title line.
+        Tables, one below the other, each with a title line. A metric's `…_low` and `…_high` stand in its own cell:
+        `0.62 [0.588 0.649]`.
     """
 
     def place(name: str) -> tuple[int, str]:
@@ -60,8 +61,9 @@ def tables(metrics: dict[str, dict[str, Number]], stage_order: list[str]) -> str
 
 
 def _table(title: str, columns: dict[str, dict[str, Number]]) -> str:
-    names = list(dict.fromkeys(name for values in columns.values() for name in values))
-    cells = [[_format(values[name]) if name in values else "" for values in columns.values()] for name in names]
+    texts = [_texts(values) for values in columns.values()]
+    names = list(dict.fromkeys(name for column in texts for name in column))
+    cells = [[column.get(name, "") for column in texts] for name in names]
     left = max(map(len, [title, *names]))
     widths = [max(len(head), *(len(row[i]) for row in cells)) for i, head in enumerate(columns)]
     lines = [(title, list(columns)), ("-" * left, ["-" * width for width in widths]), *zip(names, cells, strict=True)]
@@ -69,6 +71,17 @@ def _table(title: str, columns: dict[str, dict[str, Number]]) -> str:
         "  ".join([head.ljust(left), *(cell.rjust(width) for cell, width in zip(row, widths, strict=True))]).rstrip()
         for head, row in lines
     )
+
+
+def _texts(values: dict[str, Number]) -> dict[str, str]:
+    """The text of each metric, its interval behind it where it has one."""
+    intervals = {name: (f"{name}_low", f"{name}_high") for name in values}
+    intervals = {name: ends for name, ends in intervals.items() if all(end in values for end in ends)}
+    inside = {end for ends in intervals.values() for end in ends}
+    texts = {name: _format(value) for name, value in values.items() if name not in inside}
+    for name, ends in intervals.items():
+        texts[name] += f" [{' '.join(f'{values[end]:.3g}' for end in ends)}]"
+    return texts
 
 
 def _format(value: Number) -> str:
