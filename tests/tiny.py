@@ -65,6 +65,40 @@ def write_preference(path: Path, count: int = 16) -> Path:
     return write_rows(path, rows)
 
 
+def write_prompts(path: Path, count: int = 16) -> Path:
+    """Rows of prompt and solution, conversational."""
+    rows = [
+        {"prompt": [{"role": "user", "content": question}], "solution": answer.rpartition("#### ")[2]}
+        for question, answer, _ in sums(count)
+    ]
+    return write_rows(path, rows)
+
+
+# Differs from completion to completion, whatever an untrained model writes, and rises with what is easily learnt.
+REWARD = """
+def share_of_one(completion_ids, **columns):
+    return [sum(token % 3 == 0 for token in ids) / len(ids) for ids in completion_ids]
+"""
+
+
+def run_policy(method: str, model: Path, data: Path, out: Path, *words: str) -> dict[str, Any]:
+    """As `run`, with short completions and a reward that needs no other process."""
+    reward = out.parent / "reward.py"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    reward.write_text(REWARD, encoding="utf-8")
+    defaults = {
+        "reward_funcs": f"{reward}:share_of_one",
+        "reward_workers": 0,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+    }
+    given = {word.removeprefix("--") for word in words if word.startswith("--")}
+    flags = [part for name, value in defaults.items() if name not in given for part in (f"--{name}", str(value))]
+    return run(method, model, data, out, *flags, *words)
+
+
 def run(method: str, model: Path, data: Path, out: Path, *words: str) -> dict[str, Any]:
     """Runs the command line with small settings; returns trainer_state.json. Later words win over the defaults here."""
     defaults = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from posttrain.rollout.completions import SHOWN, completions_table, show_complet
 from posttrain.rollout.engine import Engine, Sampling
 from posttrain.rollout.loader import EvalRollouts, TrainRollouts
 from posttrain.rollout.metrics import length_metrics
-from posttrain.rollout.rewards import Rewards, build_rewards
+from posttrain.rollout.rewards import Rewards, build_rewards, check_columns, required_columns
 from posttrain.rollout.schedule import PromptOrder, make_schedule
 from posttrain.scoring import Scorer
 
@@ -98,6 +99,9 @@ class PolicyMethod(Method):
             arguments.process_index,
         )
         self.accumulation = arguments.gradient_accumulation_steps
+        needs = required_columns(config)
+        for dataset in datasets:
+            check_columns(needs, json.loads(dataset[0]["columns"]), config.dataset_name or "datasets")
         self._check_room(datasets)
 
     def _check_room(self, datasets: Sequence[Dataset]) -> None:
@@ -140,7 +144,7 @@ class PolicyMethod(Method):
             self.reference = Reference(self.scorer)
         elif config.beta:
             self.reference = Reference.frozen_copy(model, device, config.attn_implementation is None)
-        self.rewards: Rewards = build_rewards(config, self.tokenizer, device)
+        self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
 
     def callbacks(self) -> list[TrainerCallback]:
