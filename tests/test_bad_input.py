@@ -24,11 +24,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     import posttrain.methods
+    import posttrain.methods.reward
 
     def refuse(*args: object) -> None:
         raise AssertionError("weights are being loaded")
 
     monkeypatch.setattr(posttrain.methods, "load_causal_model", refuse)
+    monkeypatch.setattr(posttrain.methods.reward, "load_reward_model", refuse)
 
 
 def pair(chosen: str = "right", rejected: str = "wrong", prompt: str = "What is it? ") -> dict[str, Any]:
@@ -65,6 +67,9 @@ MISTAKES: dict[str, tuple[str, Rows, list[str], list[str]]] = {
     "unknown eos": ("sft", write_sft, ["--eos_token", "<|nothing|>"], ["<|nothing|>"]),
     "no evaluation data": ("sft", write_sft, ["--eval_strategy", "steps", "--eval_steps", "1"], ["test_split_size"]),
     "packing without a length": ("sft", write_sft, ["--packing", "--max_length", "none"], ["max_length"]),
+    "wrong columns, reward": ("reward", write_sft, [], ["messages", "chosen", "rejected"]),
+    "pair too long": ("reward", lambda p: write_rows(p, LONG), ["--max_length", "16"], ["max_length", "line 1"]),
+    "router loss": ("reward", write_preference, ["--router_aux_loss_coef", "0.1"], ["router_aux_loss_coef"]),
     "exo_pair alone": ("dpo", write_preference, ["--loss_type", "exo_pair"], ["label_smoothing"]),
 }  # fmt: skip
 
