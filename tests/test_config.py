@@ -47,6 +47,10 @@ OF_METHOD = {
         "use_weighting": False, "discopop_tau": 0.05, "sync_ref_model": False, "ref_model_mixup_alpha": 0.6,
         "ref_model_sync_steps": 512,
     },
+    "reward": {
+        "learning_rate": 1e-4, "max_length": 1024, "center_rewards_coefficient": None, "disable_dropout": True,
+        "lora_task_type": "SEQ_CLS",
+    },
     "grpo": {
         "learning_rate": 1e-6, "num_generations": 8, "max_completion_length": 512, "temperature": 1.0, "beta": 0.0,
         "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": None, "scale_rewards": "group", "num_iterations": 1,
@@ -58,8 +62,9 @@ OF_METHOD = {
     },
 }  # fmt: skip
 REFUSED_ARGUMENTS = {"parallelism_config", "do_predict"}
-# Deliberate: on where there is a GPU, as results do not depend on it.
+# Deliberate: on where there is a GPU, as results do not depend on it. And the head of a reward model is not lost.
 OTHER_DEFAULTS = {"gradient_checkpointing": None}
+OTHER_DEFAULTS_OF = {"reward": {"lora_task_type": "SEQ_CLS"}}
 
 
 def parse(method: str, *words: str) -> CommonConfig:
@@ -111,7 +116,8 @@ def test_flags_match_the_reference_list(method: str) -> None:
     config = METHODS[method]()
     for section in ("model", "script", "mixture", method):
         for name, fact in reference[section].items():
-            assert getattr(config, name) == OTHER_DEFAULTS.get(name, fact["default"]), name
+            other = OTHER_DEFAULTS | OTHER_DEFAULTS_OF.get(method, {})
+            assert getattr(config, name) == other.get(name, fact["default"]), name
             if name != "datasets":
                 kind = ours[name].type
                 kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
