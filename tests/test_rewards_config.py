@@ -1,15 +1,20 @@
 """Mistakes in what is named as a reward: all of them told before torch is imported."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_rewards import config_of, write_functions
+from helpers_rewards import batch_of, column, config_of, message, rewards_of, write_functions
 
+from posttrain.config.fields import flags_of
+from posttrain.config.rewards import RewardSourceFlags
 from posttrain.errors import UserError
 from posttrain.rollout.rewards import check_columns, check_rewards, required_columns
+from posttrain.rollout.rewards.functions import FUNCTIONS, accuracy_reward
+from posttrain.rollout.rewards.rubric import Rubric
 from posttrain.rollout.rewards.sources import reward_sources
 
 JUDGED = {"judge_base_url": "http://127.0.0.1:1/v1"}
@@ -158,3 +163,25 @@ check_rewards(GRPOConfig(reward_funcs=["accuracy_reward", {mine + ":score"!r}], 
 assert not {{"torch", "transformers", "httpx2", "math_verify", "colorsys"}} & sys.modules.keys()
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_the_page_on_rewards_holds(tmp_path: Path, repository: Path) -> None:
+    page = (repository / "docs/rewards.md").read_text(encoding="utf-8")
+    mine = write_functions(tmp_path, re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0])
+    with rewards_of(f"{mine}:is_short", f"{mine}:matches", reward_workers=0) as rewards:
+        batch = batch_of(["so 4", message("no" * 200), "5"], solution=["4", "4", None])
+        table = rewards.submit(batch).result()
+    assert [column(table, number) for number in (0, 1)] == [[1.0, 0.0, 1.0], [1.0, 0.0, None]]
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \| (1|0|none) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 5
+    solutions, completions, expected = zip(*rows, strict=True)
+    references = [solution.replace("\\n", "\n") for solution in solutions]
+    given = accuracy_reward(completions, solution=references)
+    assert given == [{"1": 1.0, "0": 0.0, "none": None}[reward] for reward in expected]
+    rubric = tmp_path / "rubric.jinja"
+    rubric.write_text(re.findall(r"```jinja\n(.*?)```", page, flags=re.DOTALL)[0], encoding="utf-8")
+    assert Rubric(str(rubric)).columns == ["solution"]
+    for name in FUNCTIONS:
+        assert f"| `{name}` |" in page
+    flags = flags_of(RewardSourceFlags)
+    assert all(f"--{name}" in page for name in flags)
