@@ -198,7 +198,7 @@ def test_uniforms_depend_on_seed_and_sample_alone() -> None:
 
 def test_uniforms_are_uniform() -> None:
     numbers = uniforms(0, range(200), 100)
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.bincount((numbers * 50).astype(int).ravel(), minlength=50)
     assert ((counts - 400) ** 2 / 400).sum() < 99.0  # of 49 degrees of freedom, by chance once in 30,000 cases
     between_samples = np.corrcoef(numbers)[np.triu_indices(200, 1)]

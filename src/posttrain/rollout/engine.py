@@ -94,6 +94,8 @@ def _generate_packed(
 ) -> None:
     lengths = [len(prompt) for prompt in prompts]
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device)
+    # Of four dimensions: models take it for a finished mask, and hand it on to attention, which does not read it.
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     with attention.masks_from_segments():
         logits = _prefill(model, prompts, lengths, state, device)
         tokens = record.draw(logits.repeat_interleave(num_completions, 0))
@@ -107,16 +109,12 @@ def _generate_packed(
             output = model(
                 input_ids=tokens[:, None],
                 position_ids=positions + state.step,
-                attention_mask=_NO_MASK.to(device),
+                attention_mask=no_mask,
                 decoding=state,
                 use_cache=False,
             )
             state.step += 1
             tokens = record.draw(output.logits[:, -1])
-
-
-# Of four dimensions, so that models take it for a finished mask, and hand it on to an attention that does not read it.
-_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 def _prefill(

@@ -98,10 +98,13 @@ def draw(
         scores = _divided(_penalised(logits.float(), seen, sampling.repetition_penalty), temperature)
     if sampling.truncates:
         scores = truncated(scores, sampling)
-    top, argmax = scores.max(-1, keepdim=True)
+    top = scores.amax(-1, keepdim=True)
     weights = (scores - top).exp_()
     block_sums = _block_sums(weights)
-    tokens = argmax if sampling.temperature == 0 else _pick(weights, block_sums, numbers[:, None])
+    if sampling.temperature == 0:
+        tokens = scores.argmax(-1, keepdim=True)
+    else:
+        tokens = _pick(weights, block_sums, numbers[:, None])
     # Sums over blocks in float64: the total is as exact as the sums of 64 terms that it is made of.
     logprobs = (scores.gather(1, tokens) - top)[:, 0] - block_sums.sum(-1).log().float()
     if sampling.is_policy:
