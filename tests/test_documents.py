@@ -29,7 +29,10 @@ def test_make_targets_exist(document: str) -> None:
 
 def commands() -> list[str]:
     """The training commands of all documents, with their flags."""
-    found = (re.findall(r"^posttrain (?:sft|reward|dpo) .*", code_of(name), flags=re.MULTILINE) for name in DOCUMENTS)
+    found = (
+        re.findall(r"^posttrain (?:sft|reward|dpo|grpo|rloo) .*", code_of(name), flags=re.MULTILINE)
+        for name in DOCUMENTS
+    )
     return [command for of_document in found for command in of_document if "--help" not in command]
 
 
@@ -45,4 +48,4 @@ def test_flags_of_commands_are_understood(command: str, tmp_path: Path, monkeypa
 
 def test_the_readme_shows_commands() -> None:
     assert "make train-dpo" in code_of("README.md")
-    assert {command.split()[1] for command in commands()} == {"sft", "reward", "dpo"}
+    assert {command.split()[1] for command in commands()} == {"sft", "reward", "dpo", "grpo", "rloo"}
