@@ -16,8 +16,12 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from posttrain.config.rewards import RewardSourceFlags
 from posttrain.experiment import evaluation
 from posttrain.experiment.evaluation_models import Answer
+from posttrain.rollout.rewards.batch import RewardBatch
+from posttrain.rollout.rewards.models import ModelReward
+from posttrain.rollout.rewards.sources import Source
 from tests.tiny import sums, write_base, write_preference, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +187,12 @@ def test_a_reward_model_scores_whole_conversations(made: Path, tmp_path: Path, m
             scores.append(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item())
     assert [result["reward_score"] for result in results[:6]] == pytest.approx(scores, abs=1e-4)
     assert len(set(scores)) == 6
+    # And what GRPO and RLOO would be rewarded with.
+    reward = ModelReward(Source("model", str(made / "models/reward"), "reward"), RewardSourceFlags(), "cpu")
+    prompts = [result["prompt"] for result in results[:6]]
+    completions = [[{"role": "assistant", "content": result["completion"]}] for result in results[:6]]
+    batch = RewardBatch(prompts, completions, [[]] * 6, {}, [""] * 6)
+    assert reward.submit(batch)().values == pytest.approx(scores, abs=1e-4)
     assert metrics["reward_score"] == pytest.approx(np.mean(scores), abs=1e-4)
     assert metrics["reward_score_low"] < metrics["reward_score"] < metrics["reward_score_high"]
 
