@@ -35,19 +35,36 @@ class DecodingState:
         lengths = np.asarray(prompt_lengths)
         self.step = 0  # tokens of each completion that are held
         self._max_new_tokens = max_new_tokens
-        self._row_prompts = np.repeat(np.arange(len(lengths)), num_completions)
         self._width = int(lengths.max())
         # Which token of the packed prompts stands in which column; the columns before a shorter one are masked.
         columns = np.arange(self._width) - (self._width - lengths[:, None])
         starts = np.cumsum(lengths) - lengths
         self._gather = torch.from_numpy(starts[:, None] + columns.clip(0)).to(device)
         padding = torch.from_numpy(columns < 0).to(device)
-        self._bias: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None  # (P, 1, 1, width)
         if padding.any():
             self._bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, -torch.inf)[:, None, None]
-        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer → (P, key heads, width, D)
-        self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer → (rows at first, key heads, tokens, D)
-        self._arrange()
+        # By layer, keys and values: (P · key heads, width, D) and (P · key heads · places, tokens, D).
+        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._arrange(np.repeat(np.arange(len(lengths)), num_completions))
+
+    def _arrange(self, row_prompts: np.ndarray) -> None:
+        """Gives each row, by its prompt (R,) ascending, a place in a rectangle of prompts and places. Where rows have
+        left, a prompt with fewer rows than another has places that repeat row 0, and whose result is not read."""
+        counts = np.bincount(row_prompts)
+        self._row_prompts, self._shape = row_prompts, (len(counts), int(counts.max()))
+        place = np.arange(len(row_prompts)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._place_of_row = row_prompts * self._shape[1] + place
+        self._row_of_place = np.zeros(self._shape[0] * self._shape[1], dtype=np.int64)
+        self._row_of_place[self._place_of_row] = np.arange(len(row_prompts))
+        self._moves: tuple[torch.Tensor, torch.Tensor] | None = None
+        if len(row_prompts) < len(self._row_of_place):
+            device = self._gather.device
+            self._moves = (
+                torch.from_numpy(self._row_of_place).to(device),
+                torch.from_numpy(self._place_of_row).to(device),
+            )
 
     @property
     def num_rows(self) -> int:
@@ -66,8 +83,9 @@ class DecodingState:
         for tensor in (key, value):
             heads, size = tensor.shape[1], tensor.shape[3]
             held = _held(tensor)[0].index_select(1, self._gather.flatten())
-            prompts.append(held.view(heads, *self._gather.shape, size).transpose(0, 1).contiguous())
-            own.append(held.new_empty(self.num_rows, heads, self._max_new_tokens, size))
+            held = held.view(heads, *self._gather.shape, size).transpose(0, 1)
+            prompts.append(held.reshape(-1, self._width, size))
+            own.append(held.new_empty(self.num_rows * heads, self._max_new_tokens, size))
         self._prompts[layer] = prompts[0], prompts[1]
         self._own[layer] = own[0], own[1]
 
@@ -94,30 +112,37 @@ class DecodingState:
             (R, 1, heads, E).
         """
         rows, heads, _, size = query.shape
-        now = self.step + 1
-        keys, values = self._own[layer]
-        keys[:rows, :, self.step] = key[:, :, 0]
-        values[:rows, :, self.step] = value[:, :, 0]
-        first = 0 if window is None else max(0, now - window)
-        own = slice(first, now)
+        key_heads, (prompts, places) = key.shape[1], self._shape
+        together, apart = prompts * key_heads, prompts * key_heads * places
+        now, group = self.step + 1, heads // key_heads
+        keys, values = (tensor[:apart] for tensor in self._own[layer])
+        for held, new in ((keys, key), (values, value)):
+            held.view(prompts, key_heads, places, *held.shape[1:])[:, :, :, self.step] = self._placed(new)[:, :, :, 0]
+        keys, values = (tensor[:, 0 if window is None else max(0, now - window) : now] for tensor in (keys, values))
+        # A prompt's columns end where the row's own begin.
+        shared = self._width if window is None else min(self._width, max(0, window - now))
         with torch.autocast(query.device.type, enabled=False):
-            query = query.to(keys.dtype).reshape(rows, key.shape[1], -1, size)
-            scores = _scores(query, keys[:rows, :, own])
-            # A prompt's columns end where the row's own begin.
-            prompt_first = 0 if window is None else max(0, self._width + now - window)
-            shared = max(0, self._width - prompt_first)
+            query = self._placed(query.to(keys.dtype).reshape(rows, key_heads, group, size)).reshape(together, -1, size)
+            scores = _scores(query.view(apart, group, size), keys)
             if shared:
-                prompt_keys, prompt_values = (tensor[:, :, prompt_first:] for tensor in self._prompts[layer])
-                prompt_scores = _scores(self._by_prompt(query), prompt_keys)
+                prompt_keys, prompt_values = (tensor[:, self._width - shared :] for tensor in self._prompts[layer])
+                prompt_scores = _scores(query, prompt_keys).view(prompts, key_heads, -1, shared)
                 if self._bias is not None:
-                    prompt_scores += self._bias[..., prompt_first:]
-                scores = torch.cat([self._by_row(prompt_scores, query.shape[2]), scores], dim=-1)
+                    prompt_scores += self._bias[..., self._width - shared :]
+                scores = torch.cat([prompt_scores.view(apart, group, shared), scores], dim=-1)
             weights = scores.mul_(size**-0.5 if scaling is None else scaling).softmax(-1).to(values.dtype)
-            output = torch.matmul(weights[..., shared:], values[:rows, :, own])
+            output = torch.bmm(weights[..., shared:], values)
             if shared:
-                from_prompt = torch.matmul(self._by_prompt(weights[..., :shared]), prompt_values)
-                output += self._by_row(from_prompt, query.shape[2])
-        return output.view(rows, 1, heads, -1)
+                weights = weights.view(together, places * group, -1)[..., :shared]
+                output = torch.baddbmm(output.view(together, places * group, -1), weights, prompt_values)
+        output = output.view(prompts, key_heads, places, group, -1).transpose(1, 2).reshape(prompts * places, heads, -1)
+        return (output if self._moves is None else output.index_select(0, self._moves[1]))[:, None]
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(R, key heads, n, D) → (P, key heads, places, n, D)."""
+        if self._moves is not None:
+            tensor = tensor.index_select(0, self._moves[0])
+        return tensor.unflatten(0, self._shape).transpose(1, 2)
 
     def keep(self, rows: np.ndarray) -> None:
         """Lets all other rows leave.
@@ -125,47 +150,25 @@ class DecodingState:
         Args:
             rows: ascending indices of rows that stay, at least one.
         """
+        (num_prompts, num_places), place_of_row = self._shape, self._place_of_row
+        stay, row_prompts = np.unique(self._row_prompts[rows], return_inverse=True)
+        self._arrange(row_prompts)
+        old = place_of_row[rows[self._row_of_place]].reshape(self._shape)  # place before, by place now
         device = self._gather.device
-        index = torch.from_numpy(rows).to(device)
-        prompts, self._row_prompts = np.unique(self._row_prompts[rows], return_inverse=True)
         for layer, own in self._own.items():
+            heads = len(self._prompts[layer][0]) // num_prompts
+            head = np.arange(heads)[:, None]
+            index = (old[:, None] // num_places * heads + head) * num_places + old[:, None] % num_places
+            moved = torch.from_numpy(index.flatten()).to(device)
             for tensor in own:
                 # In place: only what has been written is moved, one layer's worth of it held twice for a moment.
-                tensor[: len(rows), :, : self.step] = tensor[:, :, : self.step].index_select(0, index)
-            if len(prompts) < len(self._prompts[layer][0]):
-                stay = torch.from_numpy(prompts).to(device)
+                tensor[: len(moved), : self.step] = tensor[:, : self.step].index_select(0, moved)
+            if len(stay) < num_prompts:
+                moved = torch.from_numpy((stay[:, None] * heads + head.T).flatten()).to(device)
                 keys, values = self._prompts[layer]
-                self._prompts[layer] = keys.index_select(0, stay), values.index_select(0, stay)
+                self._prompts[layer] = keys.index_select(0, moved), values.index_select(0, moved)
         if self._bias is not None:
-            self._bias = self._bias[torch.from_numpy(prompts).to(device)]
-        self._arrange()
-
-    def _arrange(self) -> None:
-        """Lays the rows out as a rectangle of prompts and places, for the products with the shared keys. Where rows
-        have left, a prompt with fewer rows than another has places that hold row 0 and whose result is not read."""
-        counts = np.bincount(self._row_prompts)
-        self._shape = len(counts), int(counts.max())
-        place = np.arange(self.num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
-        place += self._row_prompts * self._shape[1]
-        self._places: tuple[torch.Tensor, torch.Tensor] | None = None
-        if self.num_rows < self._shape[0] * self._shape[1]:
-            row_of_place = np.zeros(self._shape[0] * self._shape[1], dtype=np.int64)
-            row_of_place[place] = np.arange(self.num_rows)
-            device = self._gather.device
-            self._places = torch.from_numpy(row_of_place).to(device), torch.from_numpy(place).to(device)
-
-    def _by_prompt(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(R, key heads, heads a key head, X) → (P, key heads, places · heads a key head, X)."""
-        if self._places is not None:
-            tensor = tensor.index_select(0, self._places[0])
-        rows = tensor.view(*self._shape, *tensor.shape[1:]).transpose(1, 2)
-        return rows.reshape(self._shape[0], tensor.shape[1], -1, tensor.shape[3])
-
-    def _by_row(self, tensor: torch.Tensor, group: int) -> torch.Tensor:
-        """The way back: (P, key heads, places · group, X) → (R, key heads, group, X)."""
-        rows = tensor.view(*tensor.shape[:2], self._shape[1], group, -1).transpose(1, 2)
-        rows = rows.reshape(-1, tensor.shape[1], group, tensor.shape[3])
-        return rows if self._places is None else rows.index_select(0, self._places[1])
+            self._bias = self._bias[torch.from_numpy(stay).to(device)]
 
 
 def _held(tensor: torch.Tensor) -> torch.Tensor:
@@ -175,10 +178,9 @@ def _held(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """(…, n, D), (…, k, D) → (…, n, k) float32: a softmax over scores in half precision would lose digits."""
+    """(b, n, D), (b, k, D) → (b, n, k), float32 for half precision: a softmax over scores in that would lose digits."""
     if query.dtype not in (torch.float16, torch.bfloat16):
-        return torch.matmul(query, key.transpose(2, 3))
+        return torch.bmm(query, key.transpose(1, 2))
     if query.is_cuda:
-        product = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), out_dtype=torch.float32)
-        return product.view(*query.shape[:3], -1)
-    return torch.matmul(query.float(), key.float().transpose(2, 3))
+        return torch.bmm(query, key.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(query.float(), key.float().transpose(1, 2))
