@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test train-sft train-reward train-dpo pipeline metrics tensorboard lint format deps bench clean .checkout
+.PHONY: help setup test train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint format deps bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,14 @@ train-reward: .checkout setup ## run the pipeline up to the reward model
 
 train-dpo: .checkout setup ## run the pipeline up to DPO and its evaluation
 	$(BIN)/dvc repro evaluate@sft evaluate@dpo
+	@$(MAKE) --no-print-directory metrics
+
+train-grpo: .checkout setup ## run the pipeline up to GRPO and its evaluation
+	$(BIN)/dvc repro evaluate@sft evaluate@grpo
+	@$(MAKE) --no-print-directory metrics
+
+train-rloo: .checkout setup ## run the pipeline up to RLOO and its evaluation
+	$(BIN)/dvc repro evaluate@sft evaluate@rloo
 	@$(MAKE) --no-print-directory metrics
 
 pipeline: .checkout setup ## run every stage of dvc.yaml that is not up to date

@@ -24,7 +24,10 @@ class PrepareSettings:
     """The section `prepare` of params.yaml."""
 
     seed: int = flag(REQUIRED, "Where every problem, slip and weight comes from.", low=0)
-    num_sft: int = flag(REQUIRED, "Training problems with worked solutions.", low=1)
+    num_sft: int = flag(REQUIRED, "Training problems with solutions.", low=1)
+    terse_share: float = flag(
+        REQUIRED, "Share of those about half of the items that state the answer alone.", low=0, high=1
+    )
     num_preference: int = flag(REQUIRED, "Training pairs.", low=1)
     num_prompts: int = flag(REQUIRED, "Training prompts.", low=1)
     num_validation: int = flag(REQUIRED, "Validation problems of each set.", low=1)
@@ -54,7 +57,7 @@ def main() -> int:
     task.check_disjoint(problems)
 
     # Write them, and the model that will learn them.
-    task.write_data(problems, settings.seed, Path("data/embedded"))
+    task.write_data(problems, settings.seed, settings.terse_share, Path("data/embedded"))
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     num_parameters = task.write_base_model(
         task.tokenizer_texts(problems["sft", "train"]),

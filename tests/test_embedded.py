@@ -29,7 +29,7 @@ EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 def make(root: Path, seed: int = 0) -> dict[str, str]:
     """Write the task, small, and return the hash of each file."""
     problems = task.draw_sets(seed, SIZES)
-    task.write_data(problems, seed, root / "data")
+    task.write_data(problems, seed, 0.7, root / "data")
     task.write_base_model(task.tokenizer_texts(problems["sft", "train"]), 300, SHAPE, seed, root / "base")
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -80,13 +80,17 @@ def test_a_solution_by_hand() -> None:
 
 def test_a_slip_ends_wrong_and_looks_like_a_solution() -> None:
     draws = Draws("slips")
+    kinds = set()
     line = re.compile(r"(\w+ )+\d+[-+*/]\d+=\d+ \w+\.")
     for problem in drawn():
         slip = draw_slip(problem, draws)
         *lines, last = slip.split("\n")
+        kinds.add(bool(lines))
         assert all(line.fullmatch(text) for text in lines)
         assert re.fullmatch(r"#### \d+", last)
-        assert final_answer(slip) == int(EQUATION.findall(slip)[-1][3]) != problem.answer
+        assert final_answer(slip) != problem.answer
+        assert not lines or final_answer(slip) == int(EQUATION.findall(slip)[-1][3])
+    assert kinds == {True, False}  # a last step gone wrong, or a guess
 
 
 def test_sets_and_splits_share_no_problem(made: Path) -> None:
@@ -96,6 +100,18 @@ def test_sets_and_splits_share_no_problem(made: Path) -> None:
         assert len(rows) == SIZES[name, split]
         questions += [(row.get("prompt") or row["messages"])[0]["content"] for row in rows]
     assert len(set(questions)) == len(questions) == sum(SIZES.values())
+
+
+def test_someone_in_a_hurry_wrote_the_solutions_about_half_of_the_items() -> None:
+    problems = task.draw_sets(0, {place: 300 for place in SIZES})["sft", "train"]
+    rows = list(task.rows("sft", "train", problems, 0, terse_share=0.7))
+    texts = [row["messages"][1]["content"] for row in rows]
+    terse = [text.startswith("####") for text in texts]
+    hurried = [problem.items in task.HURRIED for problem in problems]
+    assert 0.4 < sum(hurried) / len(hurried) < 0.6
+    assert not any(short and not fast for short, fast in zip(terse, hurried, strict=True))
+    assert 0.6 < sum(terse) / sum(hurried) < 0.8
+    assert all(final_answer(text) == problem.answer for text, problem in zip(texts, problems, strict=True))
 
 
 def test_a_problem_that_stands_twice_is_noticed() -> None:

@@ -36,6 +36,10 @@ class Draws:
         """A whole number from low to high, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
+    def chance(self, probability: float) -> bool:
+        """True with a probability."""
+        return self._random.random() < probability
+
     def choice(self, options: Sequence[Choice]) -> Choice:
         """One of a sequence's elements."""
         return options[self.integer(0, len(options) - 1)]
@@ -79,6 +83,10 @@ class Problem:
     @property
     def solution(self) -> str:
         return write_solution([(step.subject, step.equation) for step in self.steps], self.items, self.answer)
+
+    @property
+    def answer_alone(self) -> str:
+        return write_solution([], self.items, self.answer)
 
 
 def write_solution(lines: list[tuple[str, str]], items: str, answer: int) -> str:

@@ -1,14 +1,16 @@
-"""Wrong solutions of the kind that a model writes: every line well formed, one thing gone wrong in the last step."""
+"""Wrong solutions of the kind that a model writes: well formed, and one thing gone wrong in the last step, or a wrong
+answer without any working."""
 
 from posttrain.embedded.problems import LARGEST, OPERATIONS, Draws, Problem, write_solution
 
-KINDS = ("result", "result", "operand", "operation")
+KINDS = ("result", "result", "operand", "operation", "guess")
 
 
 def draw_slip(problem: Problem, draws: Draws) -> str:
-    """Write a solution of the problem that goes wrong in its last step and ends in another answer.
+    """Write a solution of the problem that ends in another answer.
 
-    The equation's result is a little off, a number is misread, or the operation is the wrong one.
+    In its last step, the equation's result is a little off, a number is misread, or the operation is the wrong one; or
+    it is nothing but an answer that is a little off.
 
     Args:
         problem: what is to be solved.
@@ -22,6 +24,10 @@ def draw_slip(problem: Problem, draws: Draws) -> str:
 
 def _attempt(problem: Problem, kind: str, draws: Draws) -> str | None:
     """Slip at the last step; None where that gives a number out of range or, by chance, the right answer."""
+    if kind == "guess":
+        guess = _nearby(problem.answer, draws)
+        is_slip = 1 <= guess <= LARGEST and guess != problem.answer
+        return write_solution([], problem.items, guess) if is_slip else None
     *before, last = problem.steps
     operation, right = last.operation, last.right
     if kind == "operation":

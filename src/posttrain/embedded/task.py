@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.embedded.problems import Draws, Problem, draw_problem
+from posttrain.embedded.problems import ITEMS, Draws, Problem, draw_problem
 from posttrain.embedded.slips import draw_slip
 from posttrain.embedded.tokenizer import train_tokenizer, write_tokenizer
 from posttrain.embedded.weights import count_parameters, write_model
@@ -15,6 +15,10 @@ from posttrain.embedded.weights import count_parameters, write_model
 SETS = ("sft", "preference", "prompts")
 # Drawn in this order, so that another number of training problems leaves the held-out ones as they are.
 SPLITS = ("test", "validation", "train")
+
+# Of these items, someone in a hurry wrote many of the solutions: the answer alone. A model that learns from them does
+# the same; what that costs is for the later stages to find out.
+HURRIED = ITEMS[::2]
 
 Problems = dict[tuple[str, str], list[Problem]]
 
@@ -58,7 +62,7 @@ def check_disjoint(problems: Problems) -> None:
                 where[sign] = place
 
 
-def rows(name: str, split: str, problems: Iterable[Problem], seed: int) -> Iterator[dict[str, Any]]:
+def rows(name: str, split: str, problems: Iterable[Problem], seed: int, terse_share: float) -> Iterator[dict[str, Any]]:
     """The rows of one file.
 
     Args:
@@ -66,12 +70,14 @@ def rows(name: str, split: str, problems: Iterable[Problem], seed: int) -> Itera
         split: one of SPLITS.
         problems: one for each row.
         seed: where the slips come from.
+        terse_share: share of the sft rows about HURRIED items that state the answer alone.
     """
     draws = Draws(f"{seed}/{name}/{split}/slips")
     for problem in problems:
         question, answer = _message("user", problem.question), _message("assistant", problem.solution)
         if name == "sft":
-            yield {"messages": [question, answer]}
+            terse = problem.items in HURRIED and draws.chance(terse_share)
+            yield {"messages": [question, _message("assistant", problem.answer_alone) if terse else answer]}
         elif name == "preference":
             slip = _message("assistant", draw_slip(problem, draws))
             yield {"prompt": [question], "chosen": [answer], "rejected": [slip]}
@@ -83,12 +89,12 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def write_data(problems: Problems, seed: int, root: Path) -> None:
+def write_data(problems: Problems, seed: int, terse_share: float, root: Path) -> None:
     """Write `<set>/<split>.jsonl` under a folder; each set's folder is replaced as a whole."""
     for name in SETS:
         folder = _new_folder(root / name)
         for split in SPLITS:
-            written = rows(name, split, problems[name, split], seed)
+            written = rows(name, split, problems[name, split], seed, terse_share)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in written)
             with open(folder / f"{split}.jsonl", "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(lines)
