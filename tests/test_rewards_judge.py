@@ -173,6 +173,9 @@ def test_answers_without_a_score_are_failures(
     server.script = ["say I would rather not."]
     assert judged(server, rubric, tmp_path, "abc") == ([None], 1)
     assert "has no `Score: number`: 'I would rather not.'" in caplog.text
+    server.script = ["say Score: " + "9" * 50]
+    assert judged(server, rubric, tmp_path, "abcd") == ([None], 1)
+    assert "it gave 1e+50, which is no usable number" in caplog.text
 
 
 def test_an_answer_is_asked_for_once(server: Server, rubric: str, tmp_path: Path) -> None:

@@ -67,26 +67,33 @@ class AnswerCache:
         path: of the file; made where it is missing.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be opened, read or written, here or later.
     """
 
     def __init__(self, path: Path):
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Any thread, since it is opened in one and used in another; never by two at a time.
+        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._run("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+
+    def _run(self, statement: str, *values: str) -> list[Any]:
         try:
-            # Any thread, since it is opened in one and used in another; never by two at a time.
-            self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+            return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise UserError(f"the judge's answers cannot be kept in {path}: {error}; delete it, or move it") from error
+            self._connection.close()
+            raise UserError(
+                f"the judge's answers cannot be kept in {self._path}: {error}; delete the file, or set --cache_dir"
+            ) from error
 
     def get(self, key: str) -> str | None:
         """The answer that is kept under a key, if there is one."""
-        row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._run("SELECT answer FROM answers WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
 
     def put(self, key: str, answer: str) -> str:
         """Keep an answer, unless another process was faster; returns the one that is kept."""
-        self._connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, answer))
+        self._run("INSERT OR IGNORE INTO answers VALUES (?, ?)", key, answer)
         kept = self.get(key)
         assert kept is not None
         return kept

@@ -19,6 +19,7 @@ from posttrain.rollout.rewards.sources import Source, function_name, reward_sour
 logger = logging.getLogger(__name__)
 
 _FAILURES_SHOWN = 5
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Reward(Protocol):
@@ -90,7 +91,7 @@ class Pending:
             UserError: a reward cannot be used at all, or has failed too often.
         """
         if self._table is None:
-            scores = [wait() for wait in self._waits]
+            scores = [_finite(wait()) for wait in self._waits]
             self._waits = ()
             self._rewards.note_failures(self._batch, scores)
             columns = [[np.nan if value is None else value for value in one.values] for one in scores]
@@ -168,6 +169,15 @@ class Rewards:
                 len(batch),
                 batch.places[int(silent.argmax())],
             )
+
+
+def _finite(scores: Scores) -> Scores:
+    """The scores without those that float32 cannot hold, which are failures."""
+    for row, value in enumerate(scores.values):
+        if value is not None and not abs(value) <= _LARGEST:
+            scores.values[row] = None
+            scores.failures.append(Failure([row], f"it gave {value:g}, which is no usable number"))
+    return scores
 
 
 def build_rewards(config: RewardSourceFlags, device: Any) -> Rewards:
