@@ -92,6 +92,9 @@ class Here:
         self._functions[name] = load_function(name)
         return needed_columns(self._functions[name])
 
+    def prepare(self, name: FunctionName) -> None:
+        """As Lane.prepare; here there is nothing to begin with."""
+
     def close(self) -> None:
         """End the event loop."""
         self._runner.close()

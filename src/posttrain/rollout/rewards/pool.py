@@ -133,6 +133,11 @@ class Lane:
         self._calls.put((future, functools.partial(self._load, name)))
         return future.result()
 
+    def prepare(self, name: FunctionName) -> None:
+        """Begin to start the worker and to import a function there, so that the first call need not wait for that.
+        What goes wrong is told by the call."""
+        self._calls.put((Future(), functools.partial(self._load, name)))
+
     def close(self) -> None:
         """End the worker, and whatever it is at."""
         with self._lock:

@@ -48,6 +48,8 @@ class FunctionReward:
     def __init__(self, name: str, function: FunctionName, lanes: Sequence[Lane | Here], row_by_row: bool):
         assert row_by_row or len(lanes) == 1
         self.name, self._function, self._lanes, self._row_by_row = name, function, lanes, row_by_row
+        for lane in lanes:
+            lane.prepare(function)
 
     def submit(self, batch: RewardBatch) -> Callable[[], Scores]:
         """Hand the rows to the lanes."""
