@@ -19,7 +19,7 @@ from posttrain.config import RewardConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.errors import UserError
 from posttrain.losses.reward import NUM_BINS, confidence_gaps, reward_loss, with_calibration_error
-from posttrain.reward_model import set_padding_token
+from posttrain.reward_model import load_sequence_classifier, set_padding_token
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft, of transformers
@@ -221,6 +221,7 @@ def test_lora_trains_and_saves_the_head(task_type: list[str], base: Path, tmp_pa
     again = evaluated(tmp_path / "out", data, tmp_path / "again")
     assert again["eval_margin"] == pytest.approx(line["eval_margin"], rel=1e-4)
     assert again["eval_loss"] == pytest.approx(line["eval_loss"], rel=1e-3)
+    torch.testing.assert_close(plain_scores(load_sequence_classifier(str(tmp_path / "out")), tmp_path / "out"), scores)
 
 
 def test_an_adapter_of_a_language_model_is_a_start(
@@ -236,6 +237,8 @@ def test_an_adapter_of_a_language_model_is_a_start(
     words = ["--model_name_or_path", str(tmp_path / "adapter"), "--dataset_name", str(data), "--use_peft"]
     assert main(["reward", *words, "--output_dir", str(tmp_path / "c")]) == 2
     assert "nowhere on disk; leave use_peft out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no score head, so its scores would be random"):
+        load_sequence_classifier(str(tmp_path / "adapter"))
 
 
 def test_a_margin_column_counts(base: Path, tmp_path: Path) -> None:
