@@ -11,7 +11,7 @@ from posttrain.config import CommonConfig
 from posttrain.errors import report_mistakes
 from posttrain.experiment.params import stage_config
 from posttrain.launch import train
-from posttrain.rollout.rewards import check_rewards
+from posttrain.rollout.rewards.check import check_rewards
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.config.policy import GRPOConfig
-from posttrain.rollout.rewards import RewardBatch, Rewards, build_rewards
+from posttrain.rollout.rewards.batch import RewardBatch
+from posttrain.rollout.rewards.table import Rewards, build_rewards
 
 MINE = str(Path(__file__).with_name("reward_functions.py"))
 

@@ -12,7 +12,7 @@ from helpers_rewards import batch_of, column, config_of, message, rewards_of, wr
 from posttrain.config.fields import flags_of
 from posttrain.config.rewards import RewardSourceFlags
 from posttrain.errors import UserError
-from posttrain.rollout.rewards import check_columns, check_rewards, required_columns
+from posttrain.rollout.rewards.check import check_columns, check_rewards, required_columns
 from posttrain.rollout.rewards.functions import FUNCTIONS, accuracy_reward
 from posttrain.rollout.rewards.rubric import Rubric
 from posttrain.rollout.rewards.sources import reward_sources
@@ -158,7 +158,7 @@ def test_checking_imports_nothing_heavy_nor_the_functions(tmp_path: Path, reposi
 import sys
 sys.path.insert(0, {str(repository / "tests")!r})
 from posttrain.config.policy import GRPOConfig
-from posttrain.rollout.rewards import check_rewards
+from posttrain.rollout.rewards.check import check_rewards
 check_rewards(GRPOConfig(reward_funcs=["accuracy_reward", {mine + ":score"!r}], reward_model_name_or_path="a/b"))
 assert not {{"torch", "transformers", "httpx2", "math_verify", "colorsys"}} & sys.modules.keys()
 """

@@ -1,5 +1,6 @@
 """Reward functions of the user: how they are found, what they get, and what they may return."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from helpers_rewards import MINE, batch_of, column, config_of, message, rewards_of, write_functions
 
-from posttrain.rollout.rewards import required_columns
+from posttrain.rollout.rewards.check import required_columns
 
 
 def test_functions_get_what_they_declare() -> None:
@@ -71,6 +72,12 @@ def test_scoring_goes_on_beside_other_work() -> None:
         start = time.perf_counter()
         pending.result()
         assert time.perf_counter() - start < 0.1  # the function takes 0.2 s
+
+
+def test_workers_start_light() -> None:
+    heavy = {"torch", "transformers", "numpy", "jinja2", "posttrain.config"}
+    program = f"import posttrain.rollout.rewards.worker, sys; assert not {heavy} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
 def test_workers_import_no_torch_by_themselves() -> None:

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from posttrain.errors import UserError
-from posttrain.rollout.rewards import Rewards
 from posttrain.rollout.rewards.batch import RewardBatch
 from posttrain.rollout.rewards.labels import label_values
 from posttrain.rollout.rewards.models import pack_sequences
+from posttrain.rollout.rewards.table import Rewards
 
 STARS = {i: f"{i + 1} star{'s' * (i > 0)}" for i in range(5)}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "very", "film", "?", "a"]

@@ -41,7 +41,7 @@ def _run_command(words: list[str]) -> int:
 
 def _check_rewards(config: CommonConfig) -> None:
     if isinstance(config, PolicyConfig):
-        from posttrain.rollout.rewards import check_rewards
+        from posttrain.rollout.rewards.check import check_rewards
 
         check_rewards(config)
 

@@ -31,7 +31,8 @@ from posttrain.rollout.completions import SHOWN, completions_table, show_complet
 from posttrain.rollout.engine import Engine, Sampling
 from posttrain.rollout.loader import EvalRollouts, TrainRollouts
 from posttrain.rollout.metrics import length_metrics
-from posttrain.rollout.rewards import Rewards, build_rewards, check_columns, required_columns
+from posttrain.rollout.rewards.check import check_columns, required_columns
+from posttrain.rollout.rewards.table import Rewards, build_rewards
 from posttrain.rollout.schedule import PromptOrder, make_schedule
 from posttrain.scoring import Scorer
 

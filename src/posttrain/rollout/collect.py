@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posttrain.rollout.engine import Engine, Sampling, uniforms
-from posttrain.rollout.rewards import RewardBatch, Rewards
+from posttrain.rollout.rewards.batch import RewardBatch
+from posttrain.rollout.rewards.table import Rewards
 
 if TYPE_CHECKING:
     import torch

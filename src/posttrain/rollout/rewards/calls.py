@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from posttrain.config import suggestion
 from posttrain.errors import UserError
 from posttrain.rollout.rewards.functions import FUNCTIONS
 
@@ -67,6 +66,8 @@ def load_function(name: FunctionName) -> Callable[..., Any]:
         raise UserError(f"reward_funcs: {name.text} cannot be imported: {describe(error)}") from error
     function: Any = getattr(loaded, attribute, None)
     if function is None:
+        from posttrain.config import suggestion  # brings the flags of all methods, which a worker seldom needs
+
         known = [known for known, value in vars(loaded).items() if callable(value)]
         raise UserError(f"reward_funcs: {module} has no function {attribute!r}{suggestion(attribute, known)}")
     if not callable(function) or inspect.isclass(function):

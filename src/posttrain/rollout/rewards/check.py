@@ -73,7 +73,7 @@ def check_columns(needs: Needs, columns: Iterable[str], where: str) -> None:
                 near = "" if len(group) > 1 else suggestion(group[0], known)
                 raise UserError(
                     f"{where}: the reward {name} needs the column {' or '.join(group)}, and the data has "
-                    f"{', '.join(known)}{near}; rename a column, or leave the reward out"
+                    f"{', '.join(known)}; rename a column, or leave the reward out{near}"
                 )
 
 

@@ -78,8 +78,8 @@ def _parse(text: str, flag: str) -> Source:
         )
     if "." not in text or "/" in text or text.endswith(".py"):
         raise UserError(
-            f"{flag}: {text} is no built-in reward ({', '.join(FUNCTIONS)}){suggestion(text, FUNCTIONS)}; name your "
-            "own as package.module.function or path/to/file.py:function"
+            f"{flag}: {text} is no built-in reward ({', '.join(FUNCTIONS)}); name your own as "
+            f"package.module.function or path/to/file.py:function{suggestion(text, FUNCTIONS)}"
         )
     return Source("function", text, text.rpartition(".")[2])
 
