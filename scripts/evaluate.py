@@ -40,7 +40,8 @@ class EvaluateSettings:
     temperature: float = flag(REQUIRED, "Of the samples; divides the logits.")
     seed: int = flag(REQUIRED, "Where the samples' draws come from.", low=0)
     dtype: str = flag(REQUIRED, "Of the weights.", choices=("auto", "bfloat16", "float16", "float32"))
-    batch_size: int = flag(REQUIRED, "Answers that are written or scored at a time.", low=1)
+    batch_size: int = flag(REQUIRED, "Answers that are written at a time.", low=1)
+    tokens_at_once: int = flag(REQUIRED, "Tokens of answers and prompts that are scored at a time.", low=1)
     num_threads: int = flag(REQUIRED, "Cores.", low=1)
 
 
@@ -117,7 +118,7 @@ def evaluate(
     from posttrain.experiment.evaluation_rewards import reward_scores
 
     torch.set_num_threads(settings.num_threads)
-    size = settings.batch_size
+    size, num_tokens = settings.batch_size, settings.tokens_at_once
 
     # Answer the problems once, the likeliest way, and the first of them several times; grade the answers.
     policy = models.load_policy(Path("models") / name, settings.dtype)
@@ -133,14 +134,14 @@ def evaluate(
     metrics |= evaluation.sample_metrics(results[: len(sampled)], settings.pass_at)
 
     # Score both answers of each pair, and under the reference the model's samples too.
-    margins = models.pair_margins(policy, pairs, size, f"{name}: pairs")
+    margins = models.pair_margins(policy, pairs, num_tokens, f"{name}: pairs")
     reference_margins = None
     if name != settings.reference:
         reference = models.load_policy(Path("models") / settings.reference, settings.dtype)
-        reference_margins = models.pair_margins(reference, pairs, size, f"{settings.reference}: pairs")
+        reference_margins = models.pair_margins(reference, pairs, num_tokens, f"{settings.reference}: pairs")
         completions = [[answer.token_ids for answer in own] for own in samples]
         title = f"{settings.reference}: samples"
-        theirs = models.completion_logprobs(reference, sampled, completions, size, title, settings.temperature)
+        theirs = models.completion_logprobs(reference, sampled, completions, num_tokens, title, settings.temperature)
         fields, further = evaluation.divergence(settings.reference, samples, theirs)
         evaluation.add_fields(results, fields)
         metrics |= further
@@ -153,7 +154,7 @@ def evaluate(
     # Ask the reward model what it thinks of the greedy answers.
     if settings.reward_model is not None:
         conversations, texts = [row["prompt"] for row in problems], [answer.text for answer in answers]
-        scores = reward_scores(Path("models") / settings.reward_model, settings.dtype, conversations, texts, size)
+        scores = reward_scores(Path("models") / settings.reward_model, settings.dtype, conversations, texts, num_tokens)
         evaluation.add_fields(results, [{"reward_score": score} for score in scores])
         metrics |= with_interval("reward_score", scores)
     return metrics, results

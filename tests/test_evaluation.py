@@ -38,6 +38,7 @@ PARAMS = {
     "seed": 0,
     "dtype": "float32",
     "batch_size": 8,
+    "tokens_at_once": 200,
     "num_threads": 1,
 }
 

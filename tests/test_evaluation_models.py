@@ -92,8 +92,8 @@ def test_logprobs_in_packed_batches_are_those_of_a_plain_forward_pass(
     assert first[2].tolist() == [policy.tokenizer.eos_token_id]
     both = list(zip(first, second, strict=True))
     for temperature in (1.0, 0.7):
-        for batch_size in (2, 100):
-            found = models.completion_logprobs(policy, prompts, both, batch_size, "pairs", temperature)
+        for num_tokens in (1, 80, 10_000):
+            found = models.completion_logprobs(policy, prompts, both, num_tokens, "pairs", temperature)
             for prompt, completions, logprobs in zip(prompts, both, found, strict=True):
                 for completion, own in zip(completions, logprobs, strict=True):
                     expected = plain_logprobs(folder, prompt, completion, temperature)
@@ -108,7 +108,7 @@ def test_equal_completions_of_a_prompt_are_scored_once_and_told_each_time(
     monkeypatch.setattr(
         models, "pack", lambda ids, *rest, **named: packed.append(len(ids)) or pack(ids, *rest, **named)
     )
-    one, other = models.completion_logprobs(policy, prompts[:2], [[first, second, first, first], [first]], 100, "x")
+    one, other = models.completion_logprobs(policy, prompts[:2], [[first, second, first, first], [first]], 1000, "x")
     assert packed == [3 + 2]  # each prompt and what is different after it
     assert [len(row) for row in one] == [len(first), len(second), len(first), len(first)]
     np.testing.assert_array_equal(one[0], one[2])
@@ -121,7 +121,7 @@ def test_margin_of_a_pair_is_the_difference_of_two_plain_sums(
     pairs = read_pairs(str(write_preference(tmp_path / "pairs.jsonl", 3)))
     pairs.append(pairs[0] | {"rejected": pairs[0]["chosen"]})  # nothing to tell them apart
     pairs.append(pairs[0] | {"rejected": [{"role": "assistant", "content": ""}]})
-    margins = models.pair_margins(policy, pairs, 4, "pairs")
+    margins = models.pair_margins(policy, pairs, 100, "pairs")
     for pair, margin in zip(pairs, margins, strict=True):
         text = f"<|im_start|>user\n{pair['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
         sums = []
@@ -163,6 +163,11 @@ def test_a_prompts_samples_depend_on_the_seed_and_on_nothing_beside_it(
 
 def test_batches_hold_each_item_once_the_longest_first() -> None:
     assert list(models.batches_by_length([3, 9, 5, 9, 1], 2)) == [[1, 3], [2, 0], [4]]
+
+
+def test_batches_hold_so_many_tokens_and_a_longer_item_alone() -> None:
+    assert list(models.batches_by_tokens([3, 9, 5, 9, 1, 20], 10)) == [[5], [1], [3], [2, 0, 4]]
+    assert list(models.batches_by_tokens([5, 5, 6], 11)) == [[2, 0], [1]]
 
 
 def test_all_tokens_that_end_a_turn_count(folder: Path, tmp_path: Path) -> None:

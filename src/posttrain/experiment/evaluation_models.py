@@ -125,6 +125,25 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
         yield order[start : start + batch_size]
 
 
+def batches_by_tokens(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
+    """Cut indices into batches of at most so many tokens, longest first; a longer item is alone.
+
+    Args:
+        lengths: of each item, in tokens.
+        num_tokens: of a batch.
+    """
+    batch: list[int] = []
+    total = 0
+    for (index,) in batches_by_length(lengths, 1):
+        if batch and total + lengths[index] > num_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(index)
+        total += lengths[index]
+    if batch:
+        yield batch
+
+
 def generate_answers(
     policy: Policy, prompts: Sequence[np.ndarray], generation: Generation, batch_size: int, title: str
 ) -> list[list[Answer]]:
@@ -163,7 +182,7 @@ def completion_logprobs(
     policy: Policy,
     prompts: Sequence[np.ndarray],
     completions: Sequence[Sequence[np.ndarray]],
-    batch_size: int,
+    num_tokens: int,
     title: str,
     temperature: float = 1.0,
 ) -> list[list[np.ndarray]]:
@@ -173,7 +192,7 @@ def completion_logprobs(
         policy: the model.
         prompts: P arrays of tokens, none empty.
         completions: for each prompt the tokens of its completions, none empty.
-        batch_size: completions scored at a time, or all of one prompt where it has more.
+        num_tokens: tokens scored at a time; all of one prompt are, where they are more.
         title: what the progress bar says.
         temperature: divides the logits.
 
@@ -184,7 +203,7 @@ def completion_logprobs(
     lengths = [len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, distinct, strict=True)]
     logprobs: dict[tuple[int, bytes], np.ndarray] = {}
     with tqdm(total=len(prompts), desc=title, unit="prompt") as progress:
-        for indices in batches_by_length(lengths, max(1, batch_size // max(map(len, distinct)))):
+        for indices in batches_by_tokens(lengths, num_tokens):
             batch = pack_completions([prompts[i] for i in indices], [distinct[i] for i in indices])
             with torch.no_grad():
                 flat = policy.scorer(policy.model, batch.to(policy.model.device), temperature).logprobs
@@ -213,13 +232,13 @@ def pack_completions(prompts: Sequence[np.ndarray], completions: Sequence[Sequen
     return pack(ids, masks, parents, num_groups=len(prompts))
 
 
-def pair_margins(policy: Policy, pairs: Sequence[dict[str, Any]], batch_size: int, title: str) -> list[float]:
+def pair_margins(policy: Policy, pairs: Sequence[dict[str, Any]], num_tokens: int, title: str) -> list[float]:
     """By how much a model finds the chosen answer likelier than the rejected one.
 
     Args:
         policy: the model.
         pairs: rows with `prompt`, `chosen` and `rejected`, each a list of messages; an answer is one message.
-        batch_size: answers scored at a time.
+        num_tokens: tokens scored at a time.
         title: what the progress bar says.
 
     Returns:
@@ -237,5 +256,5 @@ def pair_margins(policy: Policy, pairs: Sequence[dict[str, Any]], batch_size: in
         agreed = min(common_prefix_length(right.tolist(), wrong.tolist()), len(right) - 1, len(wrong) - 1)
         shared.append(np.concatenate([prompt, right[:agreed]]))
         rests.append((right[agreed:], wrong[agreed:]))
-    both = completion_logprobs(policy, shared, rests, batch_size, title)
+    both = completion_logprobs(policy, shared, rests, num_tokens, title)
     return [float(right.sum(dtype=np.float64) - wrong.sum(dtype=np.float64)) for right, wrong in both]

@@ -13,13 +13,13 @@ from transformers import AutoTokenizer
 
 from posttrain.batch import NO_PARENT, pack
 from posttrain.errors import UserError
-from posttrain.experiment.evaluation_models import batches_by_length
+from posttrain.experiment.evaluation_models import batches_by_tokens
 from posttrain.reward_model import load_sequence_classifier
 from posttrain.reward_scoring import RewardScorer
 
 
 def reward_scores(
-    folder: Path, dtype: str, prompts: Sequence[list[dict[str, Any]]], answers: Sequence[str], batch_size: int
+    folder: Path, dtype: str, prompts: Sequence[list[dict[str, Any]]], answers: Sequence[str], num_tokens: int
 ) -> list[float]:
     """Score answers as whole conversations, laid out as in the reward model's training.
 
@@ -28,7 +28,7 @@ def reward_scores(
         dtype: of the weights.
         prompts: conversations.
         answers: the assistant's next message in each.
-        batch_size: conversations scored at a time.
+        num_tokens: tokens scored at a time.
 
     Returns:
         a score an answer.
@@ -52,7 +52,7 @@ def reward_scores(
     ids = [np.array(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     scores: dict[int, float] = {}
     with tqdm(total=len(ids), desc=f"{folder.name}: scores", unit="answer") as progress:
-        for indices in batches_by_length([len(row) for row in ids], batch_size):
+        for indices in batches_by_tokens([len(row) for row in ids], num_tokens):
             rows = [ids[index] for index in indices]
             no_targets = [np.zeros(len(row), dtype=np.int8) for row in rows]
             batch = pack(rows, no_targets, [NO_PARENT] * len(rows), num_groups=len(rows))
