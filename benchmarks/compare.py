@@ -19,9 +19,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEER_PACKAGES = ["trl==1.16.0", "torch==2.13.0", "transformers==5.23.0", "peft"]
-BATCH = 8  # rows, or pairs, a step
-ROWS = {"sft": "sft", "reward": "pairs", "dpo": "pairs"}  # of the material, by method
-LEARNING_RATES = {"sft": "1e-3", "reward": "1e-4", "dpo": "1e-4"}
+BATCHES = {"sft": 8, "reward": 8, "dpo": 8, "grpo": 32, "rloo": 32}  # rows, pairs or completions a step
+ROWS = {"sft": "sft", "reward": "pairs", "dpo": "pairs", "grpo": "prompts", "rloo": "prompts"}  # of the material
+LEARNING_RATES = {"sft": "1e-3", "reward": "1e-4", "dpo": "1e-4", "grpo": "1e-5", "rloo": "1e-5"}
+SAMPLING = {"grpo", "rloo"}  # what they train on is drawn, and differs between the sides
 MEBIBYTE = 2**20
 
 
@@ -32,11 +33,9 @@ def flags_of(method: str, material: Path, output: Path, steps: int) -> list[str]
         "dataset_name": material / ROWS[method],
         "output_dir": output,
         "max_steps": steps,
-        "per_device_train_batch_size": BATCH,
-        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": BATCHES[method],
         "learning_rate": LEARNING_RATES[method],
         "lr_scheduler_type": "constant",
-        "max_length": 1024,
         "dtype": "float32",
         "bf16": "false",
         "gradient_checkpointing": "false",
@@ -46,6 +45,15 @@ def flags_of(method: str, material: Path, output: Path, steps: int) -> list[str]
         "disable_tqdm": "true",
         "use_cpu": "true",
     }
+    if method in SAMPLING:
+        given |= {
+            "reward_funcs": "bench_reward.share_of_thirds",
+            "num_generations": 8,
+            "max_completion_length": 128,
+            "shuffle_dataset": "false",
+        }
+    else:
+        given |= {"max_length": 1024, "train_sampling_strategy": "sequential"}
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
@@ -59,6 +67,7 @@ def run_once(python: Path, runner: str, method: str, material: Path, steps: int)
             "POSTTRAIN_CACHE": f"{scratch}/posttrain",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(HERE),  # for the reward
         }
         flags = flags_of(method, material, Path(scratch) / "output", steps)
         command = [str(python), str(HERE / runner), method, str(record), *flags]
@@ -80,7 +89,11 @@ def summary(method: str, runs: list[dict[str, dict]], tokens: list[int], skip: i
     for side in ("own", "peer"):
         records = [pair[side] for pair in runs]
         steps = len(records[0]["step_seconds"])
-        timed_tokens = sum(tokens[skip * BATCH : steps * BATCH])
+        timed_tokens = (
+            records[0]["num_tokens"][-1] - records[0]["num_tokens"][skip - 1]
+            if method in SAMPLING
+            else sum(tokens[skip * BATCHES[method] : steps * BATCHES[method]])
+        )
         mean_seconds = [statistics.mean(record["step_seconds"][skip:]) for record in records]
         sides[side] = {
             "seconds_a_step": statistics.median(mean_seconds),
@@ -99,7 +112,9 @@ def summary(method: str, runs: list[dict[str, dict]], tokens: list[int], skip: i
         "sides": sides,
         "speedup": statistics.median(peer / own for peer, own in pairs),
         "peak_memory_ratio": statistics.median(own / peer for own, peer in memory),
-        "largest_relative_loss_difference": largest_difference(sides["own"]["losses"], sides["peer"]["losses"]),
+        "largest_relative_loss_difference": None
+        if method in SAMPLING
+        else largest_difference(sides["own"]["losses"], sides["peer"]["losses"]),
     }
 
 
@@ -126,9 +141,11 @@ def table(results: list[dict]) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     for result in results:
         lines.append("")
+        difference = result["largest_relative_loss_difference"]
+        losses = "" if difference is None else f", losses within {difference:.1e} relative of each other"
         lines.append(
             f"{result['method'].upper()}: {result['speedup']:.2f}× as fast, {result['peak_memory_ratio']:.2f}× the "
-            f"peak memory, losses within {result['largest_relative_loss_difference']:.1e} relative of each other"
+            f"peak memory{losses}"
         )
     return "\n".join(lines)
 
@@ -161,8 +178,8 @@ def parse_arguments() -> argparse.Namespace:
     missing = [name for name in ("gsm8k_train.jsonl", "hh_harmless_test.jsonl.gz") if not (args.data / name).is_file()]
     if missing:
         parser.error(f"{args.data} holds no {' and no '.join(missing)}: name the folder with --data or POSTTRAIN_DATA")
-    if args.steps <= args.skip:
-        parser.error("--steps must be greater than --skip")
+    if not 0 < args.skip < args.steps:
+        parser.error("--skip must be at least 1, and less than --steps")
     return args
 
 
@@ -179,7 +196,7 @@ def main() -> None:
         "--to",
         material,
         "--rows",
-        str(args.steps * BATCH),
+        str(args.steps * 8),
     ]
     subprocess.run(make, check=True)
     sizes = json.loads((material / "tokens.json").read_text(encoding="utf-8"))
@@ -193,7 +210,7 @@ def main() -> None:
             print(f"posttrain: {method} pair {number + 1} of {args.pairs} measured", flush=True)
         results.append(summary(method, runs, sizes[ROWS[method]], args.skip))
     head = (
-        f"{sizes['parameters'] / 1e6:.1f}M-parameter Qwen2, float32, batch {BATCH}, {os.cpu_count()} cores "
+        f"{sizes['parameters'] / 1e6:.1f}M-parameter Qwen2, float32, {os.cpu_count()} cores "
         f"({platform.machine()}), steps {args.skip + 1} to {args.steps}, medians of {args.pairs} pairs of runs"
     )
     text = f"{head}\n\n{table(results)}\n"

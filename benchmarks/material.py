@@ -40,10 +40,17 @@ def pair_rows(folder: Path, count: int) -> list[dict]:
         return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
 
 
+def prompt_rows(folder: Path, count: int) -> list[dict]:
+    """GSM8K's first training questions, to be answered."""
+    return [{"prompt": row["messages"][:1]} for row in sft_rows(folder, count)]
+
+
 def texts_of(row: dict) -> list[str]:
     """The texts of a row whose tokens are trained on or scored, each counted whole."""
     if "messages" in row:
         return ["".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in row["messages"])]
+    if "prompt" in row:
+        return texts_of({"messages": row["prompt"]})
     return [row["chosen"] + "<|im_end|>", row["rejected"] + "<|im_end|>"]
 
 
@@ -90,7 +97,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, cls: type[PreTrainedModel] = 
 
 
 def main() -> None:
-    """Write model/, reward_model/, sft/train.jsonl, pairs/train.jsonl and tokens.json (of each row) into a folder."""
+    """Write the models, the rows of sft/, pairs/ and prompts/, and tokens.json (of each row) into a folder."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
@@ -98,6 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     # The tokenizer learns from more rows than a short run trains on.
     rows = {"sft": sft_rows(args.data, 2000), "pairs": pair_rows(args.data, 2000)}
+    rows["prompts"] = prompt_rows(args.data, 2000)
     tokenizer = make_tokenizer(text for part in rows.values() for row in part for text in texts_of(row))
     for name, cls in {"model": Qwen2ForCausalLM, "reward_model": Qwen2ForSequenceClassification}.items():
         tokenizer.save_pretrained(args.to / name)

@@ -23,27 +23,30 @@ def peak_memory_bytes() -> int:
 
 
 class Recorder(TrainerCallback):
-    """Writes seconds of each step, the loss of each step, seconds from process start to the first step, and memory."""
+    """Writes seconds of each step, the loss of each step, seconds from process start to the first step, and memory.
+
+    A step lasts from the end of the one before to its own: what is sampled, read or logged in between is part of it."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        self.begun = 0.0
+        self.ended = 0.0
         self.seconds: list[float] = []
         self.record: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.record["memory_before_bytes"] = psutil.Process().memory_info().rss
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun = time.perf_counter()
-        self.record.setdefault("start_seconds", time.time() - psutil.Process().create_time())
+        self.record["start_seconds"] = time.time() - psutil.Process().create_time()
+        self.ended = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.begun)
+        now = time.perf_counter()
+        self.seconds.append(now - self.ended)
+        self.ended = now
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.record["step_seconds"] = self.seconds
         self.record["losses"] = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        self.record["num_tokens"] = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
         self.record["grad_norms"] = [entry["grad_norm"] for entry in state.log_history if "grad_norm" in entry]
         self.record["peak_memory_bytes"] = peak_memory_bytes()
         self.path.write_text(json.dumps(self.record), encoding="utf-8")
