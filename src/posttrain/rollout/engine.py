@@ -73,8 +73,7 @@ class Engine:
         """
         assert all(len(prompt) for prompt in prompts), "a prompt without tokens"
         assert uniforms.shape == (len(prompts) * num_completions, sampling.max_new_tokens)
-        if isinstance(model, DistributedDataParallel):
-            model = model.module  # its hooks would wait for the other ranks at each token
+        model = _steppable(model)
         device = next(model.parameters()).device
         record = Record(prompts, num_completions, sampling, uniforms, device)
         with autocast or contextlib.nullcontext(), _evaluating(model):
@@ -147,6 +146,13 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _steppable(model: Any) -> torch.nn.Module:
+    """Without what would wait for other ranks, or be compiled again, at each token."""
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+    return model
 
 
 def _bare(model: Any) -> PreTrainedModel:
