@@ -211,6 +211,13 @@ def test_ddp(family: str) -> None:
         torch.distributed.destroy_process_group()
 
 
+def test_a_compiled_model_is_not_compiled_for_every_length() -> None:
+    model, _, engine = parts("llama")
+    expected = sample(model, engine)
+    compiled: Any = torch.compile(model, backend=lambda *_: pytest.fail("compiled"))
+    assert_same_tokens(sample(compiled, engine), expected)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3, sliding window"])
 def test_in_half_precision(family: str) -> None:
     """Weights in bfloat16, and autocast over float32 ones, within the rounding of bfloat16."""
