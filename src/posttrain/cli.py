@@ -39,11 +39,11 @@ def _run_command(words: list[str]) -> int:
     return train(config, launch, ["-m", "posttrain.cli", *words], _train, _check_rewards)
 
 
-def _check_rewards(config: CommonConfig) -> None:
+def _check_rewards(config: CommonConfig, columns: set[str] | None) -> None:
     if isinstance(config, PolicyConfig):
         from posttrain.rollout.rewards.check import check_rewards
 
-        check_rewards(config)
+        check_rewards(config, columns)
 
 
 def _train(config: CommonConfig) -> None:

@@ -28,7 +28,7 @@ def train(
     launch: LaunchOptions,
     command: Sequence[str],
     run: Callable[[CommonConfig], object],
-    also_check: Callable[[Any], object] | None = None,
+    also_check: Callable[[Any, set[str] | None], object] | None = None,
 ) -> int:
     """Train in this process, or in as many others as the launch options ask for.
 
@@ -37,7 +37,8 @@ def train(
         launch: In which processes.
         command: What another process has to run for the same, as words after `accelerate launch`.
         run: Trains in this process; imports what it needs when it is called.
-        also_check: Looks for the user's mistakes that only this method knows; quick.
+        also_check: Given the config, and the columns of the data where they are known, looks for mistakes that only
+            this method knows; quick.
 
     Returns:
         The exit code.
@@ -48,13 +49,14 @@ def train(
     os.environ.update(launch.env)
     check_paths(config)
     _show_progress()
+    columns = None
     if config.dataset_name is not None and Path(config.dataset_name).exists():
         # Before anything heavy is imported or launched, so that a mistake in the data is told at once.
         from posttrain.data.prepare import check
 
-        check(config, config.data_kind)
+        columns = check(config, config.data_kind)
     if also_check is not None:
-        also_check(config)
+        also_check(config, columns)
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
     if not launched and _needs_launcher(launch):
         return supervise(launcher_command(launch, command), os.environ | launcher_environment(launch))

@@ -147,6 +147,7 @@ class PolicyConfig(PolicyFlags, RolloutFlags, GenerationFlags, RewardSourceFlags
     """What GRPO and RLOO have in common."""
 
     data_kind: ClassVar[str] = "prompts"
+    beta: float
 
     def setting(self, name: str, in_evaluation: bool) -> Any:
         """The value of a sampling setting, in training or in evaluation."""

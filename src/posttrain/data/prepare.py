@@ -87,16 +87,20 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
     return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"])
 
 
-def check(config: CommonConfig, kind: str) -> None:
+def check(config: CommonConfig, kind: str) -> set[str]:
     """Look for mistakes at the beginning of the data, without a tokenizer: quick, to be done before heavy imports.
 
     Args:
         config: of the run.
         kind: "sft", "preference", "reward" or "prompts".
 
+    Returns:
+        Names of the columns that the first rows have.
+
     Raises:
         UserError: a file or split is missing or cannot be read, or one of the first rows cannot be used.
     """
+    columns: set[str] = set()
     roles: tuple[Role, ...] = ("train",) if config.eval_strategy in (None, "no") else ("train", "test")
     for role in roles:
         source = open_source(config, role)
@@ -105,6 +109,8 @@ def check(config: CommonConfig, kind: str) -> None:
             problems = Problems()
             check_rows(rows, kind, _options(config, kind, role), problems)
             problems.raise_if_any(source.name, f"the first {len(rows):,} rows")
+            columns.update(name for row in rows for name in row.columns)
+    return columns
 
 
 def _role(config: CommonConfig, split: str) -> Role:

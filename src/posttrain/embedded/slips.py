@@ -1,16 +1,14 @@
-"""Wrong solutions of the kind that a model writes: well formed, and one thing gone wrong in the last step, or a wrong
-answer without any working."""
+"""Wrong solutions of the kind that a model writes: well formed, every equation right, and yet not the answer."""
 
 from posttrain.embedded.problems import LARGEST, OPERATIONS, Draws, Problem, write_solution
 
-KINDS = ("result", "result", "operand", "operation", "guess")
+KINDS = ("operation", "operation", "early", "guess")
 
 
 def draw_slip(problem: Problem, draws: Draws) -> str:
     """Write a solution of the problem that ends in another answer.
 
-    In its last step, the equation's result is a little off, a number is misread, or the operation is the wrong one; or
-    it is nothing but an answer that is a little off.
+    The last step takes the wrong operation, or is left out, or there are no steps: the answer is guessed, a little off.
 
     Args:
         problem: what is to be solved.
@@ -23,27 +21,21 @@ def draw_slip(problem: Problem, draws: Draws) -> str:
 
 
 def _attempt(problem: Problem, kind: str, draws: Draws) -> str | None:
-    """Slip at the last step; None where that gives a number out of range or, by chance, the right answer."""
-    if kind == "guess":
-        guess = _nearby(problem.answer, draws)
-        is_slip = 1 <= guess <= LARGEST and guess != problem.answer
-        return write_solution([], problem.items, guess) if is_slip else None
+    """A slip of this kind; None where that gives a number out of range or, by chance, the right answer."""
     *before, last = problem.steps
-    operation, right = last.operation, last.right
-    if kind == "operation":
-        operation = draws.choice([other for other in OPERATIONS if other != operation])
-    if kind == "operand":
-        right = _nearby(right, draws)
-    if operation == "/" and (right < 1 or last.left % right):
-        return None
-    result = OPERATIONS[operation](last.left, right)
-    if kind == "result":
-        result = _nearby(result, draws)
-    if not 1 <= result <= LARGEST or result == problem.answer:
-        return None
     lines = [(step.subject, step.equation) for step in before]
-    lines.append((last.subject, f"{last.left}{operation}{right}={result}"))
-    return write_solution(lines, problem.items, result)
+    if kind == "guess":
+        lines, result = [], _nearby(problem.answer, draws)
+    elif kind == "early":
+        result = before[-1].result
+    else:
+        operation = draws.choice([other for other in OPERATIONS if other != last.operation])
+        if operation == "/" and last.left % last.right:
+            return None
+        result = OPERATIONS[operation](last.left, last.right)
+        lines.append((last.subject, f"{last.left}{operation}{last.right}={result}"))
+    is_slip = 1 <= result <= LARGEST and result != problem.answer
+    return write_solution(lines, problem.items, result) if is_slip else None
 
 
 def _nearby(number: int, draws: Draws) -> int:

@@ -59,6 +59,7 @@ class PolicyMethod(Method):
         super().__init__(config)
         self.reference: Reference | None = None
         self.train_rollouts: TrainRollouts | None = None
+        self._trouble = np.zeros(2, dtype=np.int64)
 
     # -- for a method to state
 
@@ -251,9 +252,17 @@ class PolicyMethod(Method):
         if not in_evaluation:
             batches = self.finish_batches(batches, trainer)
         metrics = length_metrics(rollouts) | advantages.statistics.metrics(self.rewards.names)
+        metrics |= self._reward_trouble()
         if kl:
             metrics["kl"] = sum(value for _, value in kl) / max(1, sum(len(one.token_ids) for one in rollouts))
         return [batch.to("cpu") for batch in batches], metrics, advantages.values.numpy()
+
+    def _reward_trouble(self) -> dict[str, float]:
+        """How often rewards failed since the last generation, and cut texts short, over all processes."""
+        now = np.array([self.rewards.num_failures, self.rewards.num_truncated])
+        new, self._trouble = now - self._trouble, now
+        failures, truncated = np.sum(gather_object([new]), axis=0).tolist()
+        return {"rewards/num_failures": float(failures), "rewards/num_truncated": float(truncated)}
 
     def _sampled_logprobs(self, trainer: PostTrainer, batch: PackedBatch, rollouts: list[Rollout]) -> torch.Tensor:
         """(N,) log-probs of the targets under the policy that sampled them. In full precision the sampler's own are
@@ -283,8 +292,8 @@ class PolicyMethod(Method):
         advantages: np.ndarray,
         metrics: dict[str, float],
     ) -> None:
-        values = {name: (torch.tensor(value, device=trainer.args.device), 1.0) for name, value in metrics.items()}
-        trainer.count(Loss((), values))
+        device = trainer.args.device
+        trainer.count(Loss((), {name: (torch.tensor(value, device=device), 1.0) for name, value in metrics.items()}))
         if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)

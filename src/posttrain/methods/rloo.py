@@ -26,7 +26,8 @@ class RLOO(PolicyMethod):
 
     def advantages(self, rewards: torch.Tensor, num_generations: int, kl: torch.Tensor | None) -> Advantages:
         config = self.config
-        low_and_high = None if config.reward_clip_range is None else (*config.reward_clip_range,)
+        clip = config.reward_clip_range
+        low_and_high = None if clip is None else (clip[0], clip[1])
         return leave_one_out_advantages(
             rewards, num_generations, kl, config.beta, config.reward_weights, low_and_high, config.normalize_advantages
         )

@@ -16,16 +16,19 @@ from posttrain.rollout.rewards.sources import Source, function_name, reward_sour
 Needs = dict[str, list[tuple[str, ...]]]
 
 
-def check_rewards(config: RewardSourceFlags) -> None:
+def check_rewards(config: RewardSourceFlags, columns: Iterable[str] | None = None) -> None:
     """Find every reward that is named: built in, in its file or module, on disk.
 
     Args:
         config: of the run.
+        columns: of the data, where they are known.
 
     Raises:
         UserError: there is none, or it cannot be used; the message names the nearest thing that is there.
     """
-    required_columns(config)
+    needs = required_columns(config)
+    if columns is not None:
+        check_columns(needs, columns, str(getattr(config, "dataset_name", None) or "datasets"))
 
 
 def required_columns(config: RewardSourceFlags) -> Needs:
