@@ -115,26 +115,30 @@ class DecodingState:
         key_heads, (prompts, places) = key.shape[1], self._shape
         together, apart = prompts * key_heads, prompts * key_heads * places
         now, group = self.step + 1, heads // key_heads
-        keys, values = (tensor[:apart] for tensor in self._own[layer])
+        keys, values = self._own[layer]
         for held, new in ((keys, key), (values, value)):
-            held.view(prompts, key_heads, places, *held.shape[1:])[:, :, :, self.step] = self._placed(new)[:, :, :, 0]
-        keys, values = (tensor[:, 0 if window is None else max(0, now - window) : now] for tensor in (keys, values))
+            column = held[:, self.step].view(prompts, key_heads, places, 1, -1)
+            column.copy_(self._placed(new))
+        first = 0 if window is None else max(0, now - window)
+        keys, values = keys[:, first:now], values[:, first:now]
         # A prompt's columns end where the row's own begin.
         shared = self._width if window is None else min(self._width, max(0, window - now))
         with torch.autocast(query.device.type, enabled=False):
             query = self._placed(query.to(keys.dtype).reshape(rows, key_heads, group, size)).reshape(together, -1, size)
             scores = _scores(query.view(apart, group, size), keys)
             if shared:
-                prompt_keys, prompt_values = (tensor[:, self._width - shared :] for tensor in self._prompts[layer])
+                prompt_keys, prompt_values = self._prompts[layer]
+                if shared < self._width:
+                    prompt_keys, prompt_values = prompt_keys[:, -shared:], prompt_values[:, -shared:]
                 prompt_scores = _scores(query, prompt_keys).view(prompts, key_heads, -1, shared)
                 if self._bias is not None:
-                    prompt_scores += self._bias[..., self._width - shared :]
+                    prompt_scores += self._bias[..., -shared:]
                 scores = torch.cat([prompt_scores.view(apart, group, shared), scores], dim=-1)
             weights = scores.mul_(size**-0.5 if scaling is None else scaling).softmax(-1).to(values.dtype)
             output = torch.bmm(weights[..., shared:], values)
             if shared:
                 weights = weights.view(together, places * group, -1)[..., :shared]
-                output = torch.baddbmm(output.view(together, places * group, -1), weights, prompt_values)
+                output.view(together, places * group, -1).baddbmm_(weights, prompt_values)
         output = output.view(prompts, key_heads, places, group, -1).transpose(1, 2).reshape(prompts * places, heads, -1)
         return (output if self._moves is None else output.index_select(0, self._moves[1]))[:, None]
 
@@ -142,7 +146,7 @@ class DecodingState:
         """(R, key heads, n, D) → (P, key heads, places, n, D)."""
         if self._moves is not None:
             tensor = tensor.index_select(0, self._moves[0])
-        return tensor.unflatten(0, self._shape).transpose(1, 2)
+        return tensor.view(*self._shape, *tensor.shape[1:]).transpose(1, 2)
 
     def keep(self, rows: np.ndarray) -> None:
         """Lets all other rows leave.
@@ -163,6 +167,7 @@ class DecodingState:
             for tensor in own:
                 # In place: only what has been written is moved, one layer's worth of it held twice for a moment.
                 tensor[: len(moved), : self.step] = tensor[:, : self.step].index_select(0, moved)
+            self._own[layer] = own[0][: len(moved)], own[1][: len(moved)]
             if len(stay) < num_prompts:
                 moved = torch.from_numpy((stay[:, None] * heads + head.T).flatten()).to(device)
                 keys, values = self._prompts[layer]
