@@ -59,7 +59,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(method: str, base: Path, prompt
 
 
 def test_two_processes_give_the_same_step(base: Path, prompts: Path, tmp_path: Path) -> None:
-    """One process with 8 completions, two with 4; evaluation too. Five prompts are held out: the last batch is small."""
+    """One process with 8 completions, two with 4; evaluation too, of five prompts, so that its last batch is small."""
     extra = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "5", "--max_steps", "2"]
     extra += ["--top_entropy_quantile", "0.5", "--eval_temperature", "0", "--num_generations_eval", "2"]
     one = run_policy("grpo", base, prompts, tmp_path / "one", *geometry(8, 1), *extra)

@@ -196,6 +196,9 @@ class GRPOConfig(GRPOFlags, VLLMCorrectionFlags, PolicyConfig):
             yield "log_completions_hub_repo is not available; log_completions writes files into the run's folder"
         if self.use_adaptive_entropy and self.entropy_coef_min > self.entropy_coef_max:
             yield "entropy_coef_min is above entropy_coef_max; exchange them"
+        for name in ("sapo_temperature_neg", "sapo_temperature_pos"):
+            if self.loss_type == "sapo" and getattr(self, name) == 0:
+                yield f"{name} is 0, which the loss divides by; give a number above 0, such as 1"
         if self.top_entropy_quantile == 0:
             yield "top_entropy_quantile is 0, which leaves no token to train on; give a share such as 0.2"
         if self.kl_estimator != "k3" and self.beta == 0:

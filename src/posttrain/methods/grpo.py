@@ -4,6 +4,7 @@ sequences), and the KL divergence from the reference in the loss."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from posttrain.trainer import PostTrainer
 
 
+logger = logging.getLogger(__name__)
+
+
 class GRPO(PolicyMethod):
     config: GRPOConfig
 
@@ -32,6 +36,8 @@ class GRPO(PolicyMethod):
         names = {field.name for field in dataclasses.fields(PolicyOptions)}
         self.options = PolicyOptions(**{name: getattr(config, name) for name in names})
         self.needs_entropy_gradient = bool(config.entropy_coef) or config.use_adaptive_entropy
+        if config.loss_type == "luspo" and config.importance_sampling_level == "token":
+            logger.warning("--loss_type luspo: the paper has ratios of sequences (--importance_sampling_level sequence)")
         self.entropy_coef = config.entropy_coef
         self.last_entropy: float | None = None
         self._entropy = torch.zeros(2)  # sum and number of tokens of the step under way
@@ -89,7 +95,7 @@ class GRPO(PolicyMethod):
 
     @torch.no_grad()
     def finish_batches(self, batches: list[PackedBatch], trainer: PostTrainer) -> list[PackedBatch]:
-        """With `top_entropy_quantile`, the mask of the uncertain tokens: among those of an optimizer step, over all ranks,
+        """With `top_entropy_quantile`, the mask of the uncertain tokens among those of an optimizer step, of all ranks,
         under the policy that sampled them."""
         if self.config.top_entropy_quantile >= 1:
             return batches
