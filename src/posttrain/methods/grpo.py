@@ -37,7 +37,7 @@ class GRPO(PolicyMethod):
         self.options = PolicyOptions(**{name: getattr(config, name) for name in names})
         self.needs_entropy_gradient = bool(config.entropy_coef) or config.use_adaptive_entropy
         if config.loss_type == "luspo" and config.importance_sampling_level == "token":
-            logger.warning("--loss_type luspo: the paper has ratios of sequences (--importance_sampling_level sequence)")
+            logger.warning("--loss_type luspo: in its paper ratios are of sequences (--importance_sampling_level)")
         self.entropy_coef = config.entropy_coef
         self.last_entropy: float | None = None
         self._entropy = torch.zeros(2)  # sum and number of tokens of the step under way
