@@ -1,7 +1,8 @@
-"""SFT on GSM8K, then DPO on pairs of model solutions and on hh-rlhf, from the command line, with a small model.
+"""SFT on GSM8K; DPO and a reward model on pairs of model solutions, DPO on hh-rlhf; GRPO and RLOO on GSM8K's questions:
+from the command line, with a small model.
 
-Writes the rows and a random model of 4 million parameters into a folder, runs the three commands there and prints what
-was held out before, during and after. It shows that real rows go through; what such a small model learns is little.
+Writes the rows and a random model of 4 million parameters into a folder, runs the commands there and prints their curves.
+It shows that real rows go through; what such a small model learns is little.
 """
 
 import argparse
@@ -45,19 +46,37 @@ def write(folder: Path, train: list[dict], test: list[dict]) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+HELD_OUT_NAMES = {
+    "sft": ["eval_loss"],
+    "dpo": ["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"],
+    "reward": ["eval_loss", "eval_accuracy", "eval_margin", "eval_calibration_error"],
+}
+SAMPLED_NAMES = [
+    "reward",
+    "rewards/accuracy_reward/mean",
+    "rewards/says_a_number/mean",
+    "completions/mean_length",
+    "kl",
+]
+
+
 def train(method: str, model: Path, data: Path, out: Path, *flags: str) -> None:
-    """Runs a command and prints its held-out curve."""
+    """Runs a command and prints its curve: what was held out, or what was sampled."""
     common = {"model_name_or_path": model, "dataset_name": data, "output_dir": out, "save_strategy": "no", "seed": 42}
-    common |= {"eval_strategy": "steps", "eval_on_start": "true", "logging_steps": 10, "disable_tqdm": "true"}
+    common |= {"logging_steps": 10, "disable_tqdm": "true"}
+    if method in HELD_OUT_NAMES:
+        common |= {"eval_strategy": "steps", "eval_on_start": "true"}
     words = [word for name, value in common.items() for word in (f"--{name}", str(value))]
     print(f"\nposttrain {method} {' '.join([*words, *flags])}", flush=True)
     log = (out.parent / f"{out.name}.log").open("w", encoding="utf-8")
     subprocess.run([sys.executable, "-m", "posttrain.cli", method, *words, *flags], check=True, stdout=log, stderr=log)
-    names = ["eval_loss"] + ["eval_rewards/accuracies", "eval_rewards/margins"] * (method == "dpo")
+    names = HELD_OUT_NAMES.get(method, SAMPLED_NAMES)
+    lines = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    lines = [line for line in lines if names[0] in line]
+    names = [name for name in names if name in lines[0]]
     print("step " + " ".join(names))
-    for line in json.loads((out / "trainer_state.json").read_text())["log_history"]:
-        if "eval_loss" in line:
-            print(f"{line['step']:>4} " + " ".join(f"{line[name]:.4f}" for name in names), flush=True)
+    for line in lines:
+        print(f"{line['step']:>4} " + " ".join(f"{line[name]:.4f}" for name in names), flush=True)
 
 
 def main() -> None:
@@ -69,10 +88,12 @@ def main() -> None:
 
     gsm8k = [{"messages": conversation(r["question"], r["answer"])} for r in read(args.data / "gsm8k_train.jsonl")]
     test = [{"messages": conversation(r["question"], r["answer"])} for r in read(args.data / "gsm8k_test.jsonl")]
+    questions = [{"prompt": row["messages"][:1], "answer": row["messages"][1]["content"]} for row in gsm8k]
     pairs = solution_pairs(args.data)
     # As it stands, but for the pairs whose dialogues are the same: those teach nothing, and are refused.
     hh = [row for row in read(args.data / "hh_harmless_test.jsonl.gz") if row["chosen"] != row["rejected"]]
     write(args.to / "gsm8k", gsm8k, test[:HELD_OUT])
+    write(args.to / "questions", questions, questions[:HELD_OUT])
     write(args.to / "solutions", pairs[HELD_OUT:], pairs[:HELD_OUT])
     write(args.to / "hh", hh[HELD_OUT:], hh[:HELD_OUT])
     print(f"rows: gsm8k {len(gsm8k)}, pairs of solutions {len(pairs)}, hh {len(hh)}; {HELD_OUT} held out of each")
@@ -87,6 +108,15 @@ def main() -> None:
     dpo = "--learning_rate 2e-5 --max_steps 200 --eval_steps 40 --precompute_ref_log_probs".split()
     train("dpo", sft, args.to / "solutions", args.to / "solutions-dpo", *dpo)
     train("dpo", sft, args.to / "hh", args.to / "hh-dpo", *dpo)
+    reward = args.to / "solutions-reward"
+    train("reward", sft, args.to / "solutions", reward, *"--learning_rate 1e-4 --max_steps 200 --eval_steps 40".split())
+
+    sampling = "--per_device_train_batch_size 64 --num_generations 8 --max_completion_length 128 --max_steps 50".split()
+    own = Path(__file__).resolve().parent / "bench_reward.py"
+    functions = ["--reward_funcs", "accuracy_reward", f"{own}:says_a_number", "--learning_rate", "1e-4"]
+    train("grpo", sft, args.to / "questions", args.to / "questions-grpo", *sampling, *functions)
+    model = ["--reward_model_name_or_path", str(reward), "--learning_rate", "1e-4"]
+    train("rloo", sft, args.to / "questions", args.to / "questions-rloo", *sampling, *model)
 
 
 if __name__ == "__main__":
