@@ -1,7 +1,7 @@
 """SFT on GSM8K; DPO and a reward model on pairs of model solutions, DPO on hh-rlhf; GRPO and RLOO on GSM8K's questions:
 from the command line, with a small model.
 
-Writes the rows and a random model of 4 million parameters into a folder, runs the commands there and prints their curves.
+Writes the rows and a random model of 4 million parameters into a folder, runs the commands there and prints curves.
 It shows that real rows go through; what such a small model learns is little.
 """
 

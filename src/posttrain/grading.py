@@ -78,6 +78,9 @@ def is_same_mathematics(text: str, reference: str) -> bool | None:
     Returns:
         whether they agree (an answer that cannot be read does not); None where the reference cannot be read.
     """
+    quick = _are_same_integers(text, reference)
+    if quick is not None:
+        return quick
     from math_verify import parse, verify
 
     limit = MATH_TIMEOUT if threading.current_thread() is threading.main_thread() else None
@@ -91,6 +94,15 @@ def is_same_mathematics(text: str, reference: str) -> bool | None:
         return verify(right, parse(number, parsing_timeout=limit), timeout_seconds=limit)
     answer = parse(text, extraction_config=_anchored(), extraction_mode="first_match", parsing_timeout=limit)
     return verify(right, answer, timeout_seconds=limit)
+
+
+def _are_same_integers(text: str, reference: str) -> bool | None:
+    """Whether two whole numbers are the same, where both are known to be nothing else: most answers, and no work."""
+    ours, theirs = _marked_number(text), _marked_number(reference)
+    right = read_number(reference) if theirs is None else Decimal(theirs)
+    if ours is None or right is None or right % 1 or Decimal(ours) % 1:
+        return None
+    return Decimal(ours) == right
 
 
 def _reference_formula(reference: str) -> str:
