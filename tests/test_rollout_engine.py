@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.models import checkpoint_activations
 from posttrain.rollout import engine as engine_module
+from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
 from posttrain.scoring import Scorer
 
@@ -261,3 +263,24 @@ def test_a_model_whose_decoding_differs_is_found_out(caplog: pytest.LogCaptureFi
     assert scorer.packed and not engine.packed
     assert caplog.text.count("Deaf cannot decode by segments") == 1
     assert_same_tokens(sample(model, engine), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2, learned positions", "phi3, fused projections", "mixtral"])
+def test_weights_laid_out_for_sampling(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens and log-probs; nothing is left behind; and weights that have changed are laid out anew."""
+    model, _, engine = parts(family)
+    plain = sample(model, engine)
+    monkeypatch.setattr(prepacked, "_SMALLEST", 1)
+    monkeypatch.setattr(prepacked, "_with_packed_weight", counted := Mock(wraps=prepacked._with_packed_weight))
+    packed = sample(model, engine)
+    assert counted.call_count
+    assert_same_tokens(packed, plain)
+    np.testing.assert_allclose(np.concatenate(packed.logprobs), np.concatenate(plain.logprobs), atol=1e-5)
+    assert not any("forward" in vars(module) for module in model.modules())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    changed = sample(model, engine)
+    monkeypatch.setattr(prepacked, "_MOST", 0)  # too much to be held twice
+    assert_same_tokens(changed, sample(model, engine))
+    assert any((a != b).any() for a, b in zip(changed.token_ids, plain.token_ids, strict=True) if len(a) == len(b))

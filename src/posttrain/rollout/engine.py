@@ -21,6 +21,7 @@ from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.decoding import DecodingState
 from posttrain.rollout.fallback import generate_padded
+from posttrain.rollout.prepacked import prepacked
 from posttrain.rollout.record import Completions, Record
 from posttrain.rollout.sampling import Sampling, uniforms
 from posttrain.scoring import Scorer, agrees
@@ -95,7 +96,7 @@ def _generate_packed(
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device)
     # Of four dimensions: models take it for a finished mask, and hand it on to attention, which does not read it.
     no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    with attention.masks_from_segments():
+    with attention.masks_from_segments(), prepacked(model, len(prompts) * num_completions):
         logits = _prefill(model, prompts, lengths, state, device)
         tokens = record.draw(logits.repeat_interleave(num_completions, 0))
         positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)[:, None]
