@@ -10,36 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from posttrain.data.format_errors import MESSAGES_EXAMPLE, wrong_columns, wrong_type
 from posttrain.data.prefix import common_prefix_length
-from posttrain.data.problems import RowError, row_as_text
+from posttrain.data.problems import RowError
 
 Message = dict[str, Any]
 Content = str | list[Message]  # plain text, or a conversation
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-MESSAGES_EXAMPLE = '[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]'
-_KINDS = {
-    "sft": "sft",
-    "preference": "preference training (dpo, reward)",
-    "prompts": "reinforcement learning (grpo, rloo)",
-}
-NEEDS = {
-    "sft": (
-        f'  {{"messages": {MESSAGES_EXAMPLE}}}\n'
-        '  {"prompt": "2+2=", "completion": "4"}   (both may be lists of messages)\n'
-        '  {"text": "2+2=4"}   (another column: --dataset_text_field)\n'
-        '  {"conversations": [{"from": "user", "value": "2+2?"}, {"from": "assistant", "value": "4"}]}\n'
-        '  {"input_ids": [17, 4, 9], "labels": [-100, 4, 9]}'
-    ),
-    "preference": (
-        '  {"prompt": "2+2=", "chosen": "4", "rejected": "5"}   (all three may be lists of messages)\n'
-        '  {"chosen": "2+2=4", "rejected": "2+2=5"}   (the prompt is their common beginning)'
-    ),
-    "prompts": (
-        '  {"prompt": "2+2="}   (or a list of messages)\n'
-        '  {"prompt": "2+2=", "solution": "4"}   (further columns reach the rewards)'
-    ),
-}
 
 
 @dataclass(slots=True)
@@ -146,7 +124,7 @@ def parse_preference(columns: Mapping[str, Any]) -> Example:
     _check_same_kind(("prompt", prompt), ("chosen", chosen))
     margin = columns.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise _wrong_type("margin", "a number", margin)
+        raise wrong_type("margin", "a number", margin)
     example = Example(prompt, (chosen, rejected), is_prompt_given=is_given)
     example.margin = None if margin is None else float(margin)
     return _with_template_options(example, columns)
@@ -173,7 +151,7 @@ def _parse_tokens(columns: Mapping[str, Any]) -> TokenExample:
     if not ids:
         raise RowError("empty input_ids", "take the row out")
     if min(ids) < 0:
-        raise _wrong_type("input_ids", "token ids from 0", min(ids))
+        raise wrong_type("input_ids", "token ids from 0", min(ids))
     masks = {}
     for name in ("labels", "completion_mask", "assistant_masks"):
         if name in columns:
@@ -198,13 +176,13 @@ def _parse_tokens(columns: Mapping[str, Any]) -> TokenExample:
 
 def _integers(value: Any, column: str) -> list[int]:
     if not isinstance(value, list) or any(type(item) is not int for item in value):
-        raise _wrong_type(column, "a list of whole numbers", value)
+        raise wrong_type(column, "a list of whole numbers", value)
     return value
 
 
 def _text(value: Any, column: str) -> str:
     if not isinstance(value, str):
-        raise _wrong_type(column, "text", value)
+        raise wrong_type(column, "text", value)
     return value
 
 
@@ -218,12 +196,12 @@ def content_of(value: Any, column: str) -> Content:
         return value
     if isinstance(value, list):
         return _messages(value, column)
-    raise _wrong_type(column, "text or a list of messages", value)
+    raise wrong_type(column, "text or a list of messages", value)
 
 
 def _messages(value: Any, column: str) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise _wrong_type(column, f"a list of messages such as {MESSAGES_EXAMPLE}", value)
+        raise wrong_type(column, f"a list of messages such as {MESSAGES_EXAMPLE}", value)
     if not value:
         raise RowError(f"empty list of messages in {column!r}", "take the row out, or give it a message")
     return [_message(message, f"{column}[{number}]") for number, message in enumerate(value)]
@@ -238,12 +216,12 @@ def _message(message: Message, where: str) -> Message:
     if "value" in message and "content" not in message:
         message["content"] = message.pop("value")
     if not isinstance(message.get("role"), str):
-        raise _wrong_type(f"{where}.role", "text such as user or assistant", message.get("role"))
+        raise wrong_type(f"{where}.role", "text such as user or assistant", message.get("role"))
     content = message.get("content")
     if isinstance(content, list):
         message["content"] = "".join(_text_part(part, where) for part in content)
     elif not isinstance(content, str) and (content is not None or len(message) == 1):
-        raise _wrong_type(f"{where}.content", "text", content)
+        raise wrong_type(f"{where}.content", "text", content)
     return message
 
 
@@ -251,7 +229,7 @@ def _text_part(part: Any, where: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else part
-    raise _wrong_type(f"{where}.content", 'text or parts {"type": "text"} (images and sound are not trained on)', kind)
+    raise wrong_type(f"{where}.content", 'text or parts {"type": "text"} (images and sound are not trained on)', kind)
 
 
 def _with_template_options(example: Example, columns: Mapping[str, Any]) -> Example:
@@ -275,7 +253,7 @@ def json_column(columns: Mapping[str, Any], name: str, kind: type) -> Any:
         except json.JSONDecodeError as error:
             raise RowError(f"broken JSON in {name!r}", f"character {error.pos}: {error.msg}") from error
     if value and not isinstance(value, kind):
-        raise _wrong_type(name, f"a {kind.__name__}, or JSON text of one", value)
+        raise wrong_type(name, f"a {kind.__name__}, or JSON text of one", value)
     return value
 
 
@@ -297,19 +275,3 @@ def _check_not_empty(content: Content, column: str) -> None:
         empty = not (last.get("content") or "").strip() and not has_more
     if empty:
         raise RowError(f"empty completion in {column!r}", "it would teach the model to say nothing; take the row out")
-
-
-def _wrong_type(column: str, wanted: str, found: Any) -> RowError:
-    shown = row_as_text(found) if found is not None else "nothing"
-    return RowError(f"wrong type in {column!r}", f"needs {wanted}; found {shown}")
-
-
-def wrong_columns(kind: str, columns: Mapping[str, Any], hint: str) -> RowError:
-    """The error of a row that has none of the formats of its kind."""
-    found = ", ".join(columns) or "none with a value"
-    advice = f"{hint}\n" if hint else ""
-    example = row_as_text(dict(columns), 300)
-    return RowError(
-        f"wrong columns for {_KINDS[kind]}",
-        f"found the columns {found}:\n  {example}\n{advice}needed is a row such as\n{NEEDS[kind]}",
-    )

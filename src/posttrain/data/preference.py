@@ -32,21 +32,39 @@ def tokenise_preference(tokenizer: Any, rows: Sequence[Row], options: Options, f
         The tokens; or, for rows that cannot be used, the reasons.
     """
     result = Tokenised()
+    for index, (row, example, encodings) in enumerate(encoded_pairs(tokenizer, rows, 3, result)):
+        _add(result, row.place, encodings, first_row + index, example, options)
+    return result
+
+
+def encoded_pairs(
+    tokenizer: Any, rows: Sequence[Row], num_texts: int, result: Tokenised
+) -> list[tuple[Row, Example, list[Encoding]]]:
+    """Understand and tokenise preference pairs.
+
+    Args:
+        tokenizer: of the model.
+        rows: at most a few thousand.
+        num_texts: 3 for the prompt, prompt + chosen and prompt + rejected; 2 for the latter two.
+        result: is told of rows that cannot be used.
+
+    Returns:
+        Each row with what it says; nothing where one cannot be used.
+    """
     examples: list[Example] = []
     texts: list[Text] = []
     for row in rows:
         try:
             example = parse_preference(row.columns)
-            texts += texts_of(tokenizer, example)
+            texts += texts_of(tokenizer, example)[-num_texts:]
             examples.append(example)
         except RowError as error:
             result.problems.add(row.place, error)
     if result.problems:
-        return result
+        return []
     encodings = encode_texts(tokenizer, texts)
-    for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        _add(result, row.place, encodings[3 * index : 3 * index + 3], first_row + index, example, options)
-    return result
+    of_rows = [encodings[start : start + num_texts] for start in range(0, len(encodings), num_texts)]
+    return list(zip(rows, examples, of_rows, strict=True))
 
 
 def _add(

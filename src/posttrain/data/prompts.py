@@ -9,7 +9,8 @@ import numpy as np
 
 from posttrain.data.chat import render
 from posttrain.data.encode import Text, check_encodable, encode_texts
-from posttrain.data.formats import Content, content_of, json_column, present, wrong_columns
+from posttrain.data.format_errors import wrong_columns
+from posttrain.data.formats import Content, content_of, json_column, present
 from posttrain.data.problems import RowError
 from posttrain.data.readers import Row
 from posttrain.data.tokenised import Options, Tokenised

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.encode import Encoding, Text, encode_texts, texts_of
-from posttrain.data.formats import Example, parse_preference
+from posttrain.data.encode import Encoding
+from posttrain.data.formats import Example
+from posttrain.data.preference import encoded_pairs
 from posttrain.data.prefix import common_prefix_length
-from posttrain.data.problems import RowError
 from posttrain.data.readers import Row
 from posttrain.data.tokenised import Options, Tokenised
 
@@ -32,20 +32,8 @@ def tokenise_reward(tokenizer: Any, rows: Sequence[Row], options: Options, first
         The tokens; or, for rows that cannot be used, the reasons.
     """
     result = Tokenised()
-    examples: list[Example] = []
-    texts: list[Text] = []
-    for row in rows:
-        try:
-            example = parse_preference(row.columns)
-            texts += texts_of(tokenizer, example)[-2:]  # prompt + chosen, prompt + rejected
-            examples.append(example)
-        except RowError as error:
-            result.problems.add(row.place, error)
-    if result.problems:
-        return result
-    encodings = encode_texts(tokenizer, texts)
-    for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        _add(result, row.place, encodings[2 * index : 2 * index + 2], first_row + index, example, options)
+    for index, (row, example, encodings) in enumerate(encoded_pairs(tokenizer, rows, 2, result)):
+        _add(result, row.place, encodings, first_row + index, example, options)
     return result
 
 

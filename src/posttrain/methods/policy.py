@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from accelerate.utils import gather_object
 
 from posttrain.batch import PackedBatch
 from posttrain.config import PolicyConfig
-from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
 from posttrain.losses import Loss
 from posttrain.losses.advantages import Advantages, zero_variance_groups
@@ -33,6 +31,7 @@ from posttrain.rollout.loader import EvalRollouts, TrainRollouts
 from posttrain.rollout.metrics import length_metrics
 from posttrain.rollout.rewards.check import check_columns, required_columns
 from posttrain.rollout.rewards.table import Rewards, build_rewards
+from posttrain.rollout.room import check_room
 from posttrain.rollout.schedule import PromptOrder, make_schedule
 from posttrain.scoring import Scorer
 
@@ -101,31 +100,10 @@ class PolicyMethod(Method):
             arguments.process_index,
         )
         self.accumulation = arguments.gradient_accumulation_steps
-        needs = required_columns(config)
+        needs = required_columns(config)  # again here, for data of the hub
         for dataset in datasets:
             check_columns(needs, json.loads(dataset[0]["columns"]), config.dataset_name or "datasets")
-        self._check_room(datasets)
-
-    def _check_room(self, datasets: Sequence[Dataset]) -> None:
-        from transformers import AutoConfig
-
-        config = self.config
-        try:
-            about = AutoConfig.from_pretrained(
-                config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-            )
-        except (OSError, ValueError, KeyError):
-            return  # an adapter's folder, or a model that cannot be loaded, which loading it will tell
-        room = getattr(about.get_text_config(), "max_position_embeddings", None)
-        for dataset in datasets:
-            longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
-            if room is not None and longest + config.max_completion_length > room:
-                raise UserError(
-                    f"the longest prompt has {longest:,} tokens, and with max_completion_length "
-                    f"{config.max_completion_length:,} that is more than the {room:,} that {config.model_name_or_path} "
-                    f"has room for; lower --max_completion_length, or give --max_prompt_tokens "
-                    f"{max(1, room - config.max_completion_length)} with --long_prompts drop"
-                )
+        check_room(config, datasets)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self.tokenizer = tokenizer

@@ -1,0 +1,44 @@
+"""Whether prompts and completions together fit into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+
+from posttrain.config import PolicyConfig
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
+    """Compare the longest prompt and completion with the positions that the model knows; reads its config alone.
+
+    Args:
+        config: of the run.
+        datasets: tokenised prompts, to train and perhaps to evaluate on.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    from transformers import AutoConfig
+
+    try:
+        about = AutoConfig.from_pretrained(
+            config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError):
+        return  # an adapter's folder, or a model that cannot be loaded, which loading it will tell
+    room = getattr(about.get_text_config(), "max_position_embeddings", None)
+    for dataset, in_evaluation in zip(datasets, (False, True), strict=False):
+        longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
+        completion = config.setting("max_completion_length", in_evaluation)
+        if room is not None and longest + completion > room:
+            raise UserError(
+                f"the longest prompt has {longest:,} tokens; with max_completion_length {completion:,} that is more "
+                f"than the {room:,} that {config.model_name_or_path} has room for; lower --max_completion_length, or "
+                f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop"
+            )
