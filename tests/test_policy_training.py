@@ -43,11 +43,12 @@ def completions(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_does_not_depend_on_how_it_is_cut(method: str, base: Path, prompts: Path, tmp_path: Path) -> None:
-    """8 x 1, 4 x 2 and 2 x 4 completions a step (the last cuts groups apart): the same completions, the same step."""
+    """8 x 1, 4 x 2 and 2 x 4 completions a step, generated all at once or three at a time, which cuts groups apart: the
+    same completions, the same step."""
     extra = ["--beta", "0.1", "--mask_truncated_completions", "--log_completions", "--num_completions_to_print", "0"]
     states = {
-        batch: run_policy(method, base, prompts, tmp_path / str(batch), *geometry(batch, 8 // batch), *extra)
-        for batch in (8, 4, 2)
+        batch: run_policy(method, base, prompts, tmp_path / str(batch), *geometry(batch, 8 // batch), *extra, *more)
+        for batch, more in ((8, []), (4, ["--rollout_batch_size", "3"]), (2, []))
     }
     whole = torch.tensor(curve(states[8], *NAMES, "kl"))
     assert whole.shape == (3, 7)
