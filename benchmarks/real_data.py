@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="folder with the GSM8K and hh-rlhf files")
     parser.add_argument("--to", type=Path, default=Path("work/real"))
+    parser.add_argument("--without_dpo", action="store_true", help="leave DPO's two runs out")
     args = parser.parse_args()
     args.to.mkdir(parents=True, exist_ok=True)
 
@@ -106,8 +107,9 @@ def main() -> None:
     sft = args.to / "gsm8k-sft"
     train("sft", base, args.to / "gsm8k", sft, *"--learning_rate 1e-3 --max_steps 300 --eval_steps 60".split())
     dpo = "--learning_rate 2e-5 --max_steps 200 --eval_steps 40 --precompute_ref_log_probs".split()
-    train("dpo", sft, args.to / "solutions", args.to / "solutions-dpo", *dpo)
-    train("dpo", sft, args.to / "hh", args.to / "hh-dpo", *dpo)
+    if not args.without_dpo:
+        train("dpo", sft, args.to / "solutions", args.to / "solutions-dpo", *dpo)
+        train("dpo", sft, args.to / "hh", args.to / "hh-dpo", *dpo)
     reward = args.to / "solutions-reward"
     train("reward", sft, args.to / "solutions", reward, *"--learning_rate 1e-4 --max_steps 200 --eval_steps 40".split())
 

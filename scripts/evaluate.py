@@ -66,7 +66,7 @@ def check_model(name: str) -> None:
     kinds = ("config.json", "adapter_config.json")
     if not any((folder / kind).is_file() for kind in kinds):
         known = sorted({path.parent.name for kind in kinds for path in Path("models").glob(f"*/{kind}")})
-        found = f"models/ holds {', '.join(known)}" if known else "models/ holds none yet; `make train-dpo` trains them"
+        found = f"models/ holds {', '.join(known)}" if known else "models/ holds none yet; `make pipeline` trains them"
         raise UserError(f"{folder} is no model folder{suggestion(name, known)}; {found}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (*.safetensors); run the stage that writes it again")

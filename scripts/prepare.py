@@ -25,9 +25,7 @@ class PrepareSettings:
 
     seed: int = flag(REQUIRED, "Where every problem, slip and weight comes from.", low=0)
     num_sft: int = flag(REQUIRED, "Training problems with solutions.", low=1)
-    terse_share: float = flag(
-        REQUIRED, "Share of terse ones among those about half of the items.", low=0, high=1
-    )
+    terse_share: float = flag(REQUIRED, "Share of terse ones among those about half of the items.", low=0, high=1)
     num_preference: int = flag(REQUIRED, "Training pairs.", low=1)
     num_prompts: int = flag(REQUIRED, "Training prompts.", low=1)
     num_validation: int = flag(REQUIRED, "Validation problems of each set.", low=1)

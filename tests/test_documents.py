@@ -47,5 +47,5 @@ def test_flags_of_commands_are_understood(command: str, tmp_path: Path, monkeypa
 
 
 def test_the_readme_shows_commands() -> None:
-    assert "make train-dpo" in code_of("README.md")
+    assert "make pipeline" in code_of("README.md")
     assert {command.split()[1] for command in commands()} == {"sft", "reward", "dpo", "grpo", "rloo"}

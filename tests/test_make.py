@@ -32,9 +32,20 @@ def test_make_alone_lists_every_target_with_a_line(tmp_path: Path) -> None:
     assert done.returncode == 0
     listed = dict(re.fullmatch(r"  make (\S+) +(\S.*)", line).groups() for line in done.stdout.splitlines())
     assert set(listed) == make_targets()
-    assert {"setup", "test", "train-sft", "train-dpo", "pipeline", "metrics", "tensorboard", "lint", "clean"} <= set(
-        listed
-    )
+    assert {
+        "setup",
+        "test",
+        "train-sft",
+        "train-reward",
+        "train-dpo",
+        "train-grpo",
+        "train-rloo",
+        "pipeline",
+        "metrics",
+        "tensorboard",
+        "lint",
+        "clean",
+    } <= set(listed)
 
 
 def test_set_up_says_what_is_missing(tmp_path: Path) -> None:

@@ -44,5 +44,5 @@ def test_an_interval_stands_behind_its_metric() -> None:
 
 
 def test_no_metrics_yet_names_the_way_to_them(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="make train-dpo"):
+    with pytest.raises(UserError, match="make pipeline"):
         read_metrics(tmp_path)

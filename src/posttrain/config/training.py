@@ -32,7 +32,7 @@ class OptimisationFlags:
     learning_rate: float = flag(5e-5, "Step size of the optimizer at its peak.", low=0)
     num_train_epochs: float | None = theirs(3.0, "Passes over the training rows; may be a fraction.", low=0)
     max_steps: int | None = theirs(-1, "Optimizer steps to take; above 0 it overrules num_train_epochs.", low=-1)
-    per_device_train_batch_size: int | None = theirs(8, "Rows (pairs, prompts) per process and micro-batch.", low=1)
+    per_device_train_batch_size: int | None = theirs(8, "Rows (pairs, completions) per process and micro-batch.", low=1)
     gradient_accumulation_steps: int | None = theirs(1, "Micro-batches that make up one optimizer step.", low=1)
     lr_scheduler_type: str | None = theirs("linear", "Shape of the learning rate over the steps.", choices=SCHEDULERS)
     lr_scheduler_kwargs: dict[str, Any] | None = theirs(None, "Further settings of that shape, e.g. num_cycles=2.")

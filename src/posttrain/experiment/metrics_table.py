@@ -28,7 +28,7 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Number]]:
     """
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     if not metrics:
-        raise UserError(f"{folder}/ holds no metrics yet: `make train-dpo` runs the stages that write them")
+        raise UserError(f"{folder}/ holds no metrics yet: `make pipeline` runs the stages that write them")
     return metrics
 
 
