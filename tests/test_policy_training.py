@@ -62,9 +62,10 @@ def test_a_step_does_not_depend_on_how_it_is_cut(method: str, base: Path, prompt
 def test_two_processes_give_the_same_step(base: Path, prompts: Path, tmp_path: Path) -> None:
     """One process with 8 completions, two with 4; evaluation too, of five prompts, so that its last batch is small."""
     extra = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "5", "--max_steps", "2"]
-    extra += ["--top_entropy_quantile", "0.5", "--eval_temperature", "0", "--num_generations_eval", "2"]
+    extra += ["--top_entropy_quantile", "0.5", "--eval_temperature", "0", "--num_generations_eval", "1"]
+    extra += ["--save_strategy", "steps", "--save_steps", "1"]
     one = run_policy("grpo", base, prompts, tmp_path / "one", *geometry(8, 1), *extra)
-    launch = ["--num_processes", "2", "--accelerate_config", "cpu", "--per_device_eval_batch_size", "4"]
+    launch = ["--num_processes", "2", "--accelerate_config", "cpu", "--per_device_eval_batch_size", "2"]
     two = run_policy("grpo", base, prompts, tmp_path / "two", *geometry(4, 1), *extra, *launch)
     for some in (NAMES, ["eval_reward", "eval_completions/mean_length"]):
         expected, actual = torch.tensor(curve(one, *some)), torch.tensor(curve(two, *some))
@@ -100,6 +101,36 @@ def test_a_generation_is_trained_on_in_steps_and_again(base: Path, prompts: Path
     assert len(completions(tmp_path / "out")) == 2 * 16
     clipped = [value for (value,) in curve(state, "clip_ratio/region_mean")]
     assert clipped[0] == clipped[4] == 0 < min(clipped[1:4] + clipped[5:])
+
+
+def test_a_generation_astride_two_steps_is_off_policy_in_the_second(base: Path, prompts: Path, tmp_path: Path) -> None:
+    """Each of A, B and C twice, three micro-batches a step: A A B, B C C. The policy has moved before the second B."""
+    extra = ["--steps_per_generation", "1", "--num_iterations", "2", "--max_steps", "2", "--learning_rate", "1e-2"]
+    state = run_policy("grpo", base, prompts, tmp_path / "out", *geometry(8, 3), *extra, "--epsilon", "0.001")
+    first, second = (value for (value,) in curve(state, "clip_ratio/region_mean"))
+    assert first == 0 < second
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reference_that_moves_stands_in_the_checkpoint(
+    method: str, base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ["--sync_ref_model", "--ref_model_sync_steps", "1", "--beta", "0.5", "--learning_rate", "1e-2"]
+    extra += ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
+    run_policy(method, base, prompts, tmp_path / "whole", *extra)
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    resume = ["--resume_from_checkpoint", str(checkpoint)]
+    run_policy(method, base, prompts, tmp_path / "resumed", *extra, *resume)
+    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
+    assert whole == resumed
+    other = [*extra, *resume, "--steps_per_generation", "2", "--num_iterations", "2"]
+    with pytest.raises(AssertionError):
+        run_policy(method, base, prompts, tmp_path / "other", *other)
+    assert "the checkpoint holds rollouts made for" in capsys.readouterr().err
+    (checkpoint / "posttrain_state_0.pt").unlink()
+    with pytest.raises(AssertionError):
+        run_policy(method, base, prompts, tmp_path / "other", *extra, *resume)
+    assert "has no posttrain_state_0.pt" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_in_the_middle_of_a_generation(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -199,6 +230,8 @@ def test_evaluation_has_settings_of_its_own(base: Path, prompts: Path, tmp_path:
     extra = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--learning_rate", "0"]
     extra += ["--eval_max_completion_length", "3", "--num_generations_eval", "1", "--eval_temperature", "0"]
     state = run_policy("rloo", base, prompts, tmp_path / "out", *extra)
+    by_ones = run_policy("rloo", base, prompts, tmp_path / "ones", *extra, "--per_device_eval_batch_size", "3")
+    assert curve(by_ones, "eval_reward")[0][0] == pytest.approx(curve(state, "eval_reward")[0][0])
     values = curve(state, "eval_reward", "eval_completions/max_length", "eval_frac_reward_zero_std")
     assert len(values) == 3 and values[0] == values[1] == values[2]
     assert values[0][1] <= 3 and values[0][2] == 1

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
-from posttrain.models import checkpoint_activations
+from posttrain.methods.policy import eos_token_ids
+from posttrain.models import checkpoint_activations, match_tokenizer
 from posttrain.rollout import engine as engine_module
 from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
@@ -284,3 +285,25 @@ def test_weights_laid_out_for_sampling(family: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(prepacked, "_MOST", 0)  # too much to be held twice
     assert_same_tokens(changed, sample(model, engine))
     assert any((a != b).any() for a, b in zip(changed.token_ids, plain.token_ids, strict=True) if len(a) == len(b))
+
+
+def test_weights_laid_out_for_sampling_stand_back_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "_SMALLEST", 1)
+    layer = nn.Linear(16, 8)
+    rows = torch.randn(3, 16)
+    with prepacked.prepacked(layer, 3):
+        torch.testing.assert_close(layer(rows), nn.Linear.forward(layer, rows))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(rows).dtype == layer(rows.bfloat16()).dtype == torch.bfloat16
+
+
+def test_whatever_ended_completions_before_still_does() -> None:
+    model = make("llama")
+    tokenizer: Any = type("Tokenizer", (), {"pad_token_id": 0, "eos_token_id": 5, "__len__": lambda self: VOCAB})()
+    model.generation_config.eos_token_id = [2, 5, 7]
+    match_tokenizer(model, tokenizer)
+    assert model.generation_config.eos_token_id == [5, 2, 7] and model.config.eos_token_id == 5
+    assert eos_token_ids(model, tokenizer) == (2, 5, 7)
+    model.generation_config.eos_token_id = 2
+    match_tokenizer(model, tokenizer)
+    assert model.generation_config.eos_token_id == 5

@@ -88,12 +88,17 @@ def _quantization(config: CommonConfig) -> Any:
 
 
 def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for."""
+    """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for. What else ends
+    its completions, by its own settings for generation, still does."""
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        own = generation.eos_token_id if isinstance(generation.eos_token_id, list) else []
+        more = [token for token in own if token != tokenizer.eos_token_id]
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = [tokenizer.eos_token_id, *more] if more else tokenizer.eos_token_id
 
 
 def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:

@@ -80,6 +80,16 @@ class Reference:
             logprobs = self.scorer(model, batch, temperature).logprobs
         return dataclasses.replace(batch, reference_logprobs=logprobs)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of a reference that moves, for a checkpoint."""
+        assert self.model is not None
+        return {"reference": {name: value.detach().cpu() for name, value in self.model.state_dict().items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes them back."""
+        assert self.model is not None
+        self.model.load_state_dict(state["reference"])
+
 
 def _unwrap(model: Any) -> Any:
     while hasattr(model, "module"):

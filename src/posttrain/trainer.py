@@ -24,6 +24,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
+from posttrain.errors import UserError
 from posttrain.losses import Loss
 from posttrain.methods import Method
 
@@ -215,6 +216,8 @@ class PostTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         state = self.method.state_dict()
         if state:
+            # This process may be here before the one that saves the model, or on a disk of its own.
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(state, Path(output_dir) / STATE_FILE.format(rank=self.args.process_index))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -225,6 +228,11 @@ class PostTrainer(Trainer):
         path = Path(checkpoint) / STATE_FILE.format(rank=self.args.process_index)
         if path.is_file():
             self.method.load_state_dict(torch.load(path, weights_only=True))
+        elif self.method.state_dict():
+            raise UserError(
+                f"--resume_from_checkpoint {checkpoint} has no {path.name}, without which this run cannot go on where "
+                "it was; take as many processes as then, or start anew"
+            )
 
     # -- evaluation
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,23 @@ def run(method: Method) -> dict[str, float]:
         model.to(arguments.device)  # before the trial of the ways to score, and before a reference scores the data
     scorer = method.make_scorer(model)
     if config.work_dir is not None:
-        arguments.output_dir = str(Path(config.work_dir) / fingerprint(config, train, evaluation, model))
+        arguments.output_dir = str(Path(config.work_dir) / fingerprint(method, train, evaluation, model))
+    try:
+        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts)
+    finally:
+        method.close()
+
+
+def _train(
+    method: Method,
+    model: transformers.PreTrainedModel,
+    scorer: Any,
+    datasets: Sequence[Any],
+    arguments: TrainingArguments,
+    tokenizer: Any,
+    counts: dict[str, int],
+) -> dict[str, float]:
+    config = method.config
     datasets = method.setup(model, scorer, datasets, arguments.device)
     trainer = PostTrainer(
         method,
@@ -76,21 +93,18 @@ def run(method: Method) -> dict[str, float]:
         model=add_adapter(model, config) if config.use_peft else model,
         args=arguments,
         train_dataset=datasets[0],
-        eval_dataset=datasets[1] if evaluation is not None else None,
+        eval_dataset=datasets[1] if len(datasets) > 1 else None,
         processing_class=tokenizer,
         callbacks=method.callbacks(),
     )
-    try:
-        result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-        if evaluation is not None and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
-            trainer.evaluate()
-    finally:
-        method.close()
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if len(datasets) > 1 and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
+        trainer.evaluate()
     metrics = dict(result.metrics)
     for key in ("loss", "eval_loss"):
         metrics.update(_last(trainer.state.log_history, key))
     metrics["tokens_per_second"] = trainer.tokens_per_second
-    metrics.update({f"data/{name}": float(count) for name, count in train.counts.items()})
+    metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
     _save(config, trainer, metrics)
     return metrics
 
@@ -137,12 +151,12 @@ WITHOUT_A_SAY = (
 
 
 def fingerprint(
-    config: CommonConfig, train: PreparedData, evaluation: PreparedData | None, model: transformers.PreTrainedModel
+    method: Method, train: PreparedData, evaluation: PreparedData | None, model: transformers.PreTrainedModel
 ) -> str:
     """A name for all that a run's result depends on: flags, tokenised rows, and the weights that it starts from."""
-    flags = {name: value for name, value in config.to_mapping().items() if name not in WITHOUT_A_SAY}
+    flags = {name: value for name, value in method.config.to_mapping().items() if name not in WITHOUT_A_SAY}
     rows = [data.dataset._fingerprint for data in (train, evaluation) if data is not None]
-    content = json.dumps([flags, rows, digest_of_model(model)], sort_keys=True, default=str)
+    content = json.dumps([flags, rows, digest_of_model(model), method.depends_on()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

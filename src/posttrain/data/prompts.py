@@ -15,9 +15,6 @@ from posttrain.data.problems import RowError
 from posttrain.data.readers import Row
 from posttrain.data.tokenised import Options, Tokenised
 
-# What is not handed to the rewards: the prompt goes to them by itself, the rest is the chat template's.
-_NOT_FOR_REWARDS = {"prompt", "tools", "chat_template_kwargs"}
-
 
 @dataclass(slots=True)
 class Prompt:
@@ -97,7 +94,7 @@ def tokenise_prompts(tokenizer: Any, rows: Sequence[Row], options: Options, firs
                 continue
             result.count_truncated(len(ids) - options.max_length)
             ids = ids[-options.max_length :]
-        others = {name: value for name, value in row.columns.items() if name not in _NOT_FOR_REWARDS}
+        others = {name: value for name, value in row.columns.items() if name != "prompt"}
         result.append(
             prompt_ids=np.asarray(ids, dtype=np.int32),
             row=first_row + index,

@@ -65,6 +65,10 @@ class Method:
     def close(self) -> None:
         """Called when the run ends, in whatever way."""
 
+    def depends_on(self) -> list[str]:
+        """What a run's result depends on beside flags, rows and the weights it starts from; for its fingerprint."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """What this process's part of a checkpoint holds beside the trainer's: tensors, numbers, lists and dicts."""
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,6 +66,13 @@ class DPO(Method):
             return []
         assert self.reference is not None
         return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.reference.state_dict() if self.reference and self.config.sync_ref_model else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.reference and self.config.sync_ref_model:
+            self.reference.load_state_dict(state)
 
     def collate(self, rows: list[Row]) -> PackedBatch:
         stored = np.concatenate([row[COLUMN] for row in rows]) if COLUMN in rows[0] else None

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 
 from posttrain.batch import PackedBatch
 from posttrain.config import PolicyConfig
+from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
-from posttrain.losses import Loss
 from posttrain.losses.advantages import Advantages, zero_variance_groups
 from posttrain.methods import Method
 from posttrain.reference import Reference, SyncReference
@@ -28,10 +29,10 @@ from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.completions import SHOWN, completions_table, show_completions, write_completions
 from posttrain.rollout.engine import Engine, Sampling
 from posttrain.rollout.loader import EvalRollouts, TrainRollouts
-from posttrain.rollout.metrics import length_metrics
-from posttrain.rollout.rewards.check import check_columns, required_columns
+from posttrain.rollout.metrics import as_loss, length_metrics
+from posttrain.rollout.rewards.check import check_columns, required_columns, reward_digests
 from posttrain.rollout.rewards.table import Rewards, build_rewards
-from posttrain.rollout.room import check_room
+from posttrain.rollout.room import check_not_sharded, check_room
 from posttrain.rollout.schedule import PromptOrder, make_schedule
 from posttrain.scoring import Scorer
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ROWS_LOOKED_AT = 1000
 # Evaluation draws from seeds of its own.
 _EVALUATION = 1_000_003
 
@@ -53,11 +55,13 @@ class PolicyMethod(Method):
 
     config: PolicyConfig
     needs_entropy_gradient = False
+    kl_in_reward = False
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
         self.reference: Reference | None = None
         self.train_rollouts: TrainRollouts | None = None
+        self._last_completions: pa.Table | None = None
         self._trouble = np.zeros(2, dtype=np.int64)
 
     # -- for a method to state
@@ -72,14 +76,14 @@ class PolicyMethod(Method):
         """
         raise NotImplementedError
 
-    def kl_of(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor | None:
-        """(C,) KL of each completion to the reference, where advantages depend on it.
+    def kl_of(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor:
+        """(C,) KL of each completion to the reference, for methods with `kl_in_reward`.
 
         Args:
             batch: with reference_logprobs.
             logprobs: (N,) of the targets under the policy that sampled them.
         """
-        return None
+        raise NotImplementedError
 
     def finish_batches(self, batches: list[PackedBatch], trainer: PostTrainer) -> list[PackedBatch]:
         """Called with this process's batches of a generation, complete but for what only this method wants."""
@@ -102,8 +106,10 @@ class PolicyMethod(Method):
         self.accumulation = arguments.gradient_accumulation_steps
         needs = required_columns(config)  # again here, for data of the hub
         for dataset in datasets:
-            check_columns(needs, json.loads(dataset[0]["columns"]), config.dataset_name or "datasets")
+            columns = {name for text in dataset[:_ROWS_LOOKED_AT]["columns"] for name in json.loads(text)}
+            check_columns(needs, columns, config.dataset_name or "datasets")
         check_room(config, datasets)
+        check_not_sharded(arguments)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self.tokenizer = tokenizer
@@ -134,7 +140,11 @@ class PolicyMethod(Method):
         return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
 
     def close(self) -> None:
-        self.rewards.close()
+        if hasattr(self, "rewards"):
+            self.rewards.close()
+
+    def depends_on(self) -> list[str]:
+        return [*super().depends_on(), *reward_digests(self.config)]
 
     # -- rollouts
 
@@ -151,7 +161,7 @@ class PolicyMethod(Method):
             rollouts = self.train_rollouts = TrainRollouts(
                 collector,
                 self.schedule,
-                PromptOrder(len(rows), arguments.seed if config.shuffle_dataset else None),
+                PromptOrder(len(rows), _order_seed(arguments) if config.shuffle_dataset else None),
                 complete,
                 observe,
                 self._without_variance,
@@ -202,18 +212,21 @@ class PolicyMethod(Method):
     ) -> tuple[list[PackedBatch], dict[str, float], np.ndarray]:
         """What the loss needs beside the tokens: log-probs under the reference and under the policy as it was, and
         advantages, which are those of a completion among all of its generation."""
-        off_policy = not in_evaluation and self.schedule.batches_per_generation > self.accumulation
+        # On-policy, unless the policy is updated before a generation has been used up.
+        off_policy = not in_evaluation and self.accumulation % self.schedule.batches_per_generation != 0
         batches: list[PackedBatch] = []
-        kl: list[tuple[int, float]] = []
+        kl: list[tuple[int, float, int]] = []  # place, sum over the targets, targets
         for places, batch in own:
             batch = batch.to(trainer.args.device)
             if self.reference is not None:
                 batch = self.reference.complete(batch, trainer.model_wrapped, self.config.temperature)
-            if off_policy or self.reference is not None:
-                logprobs = self._sampled_logprobs(trainer, batch, [rollouts[i] for i in places])
-                kl_here = self.kl_of(batch, logprobs)
-                if kl_here is not None:
-                    kl += zip(places, kl_here.tolist(), strict=True)
+            needs_kl = self.kl_in_reward and self.reference is not None
+            if off_policy or needs_kl:
+                drawn = None if in_evaluation else [rollouts[i] for i in places]  # there at another temperature
+                logprobs = self._sampled_logprobs(trainer, batch, drawn)
+                if needs_kl:
+                    lengths = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences)
+                    kl += zip(places, self.kl_of(batch, logprobs).tolist(), lengths.tolist(), strict=True)
                 if off_policy:
                     batch = dataclasses.replace(batch, old_logprobs=logprobs)
             batches.append(batch)
@@ -222,7 +235,7 @@ class PolicyMethod(Method):
         group = self.config.num_generations
         if in_evaluation:
             group = self.config.num_generations_eval or group
-        advantages = self.advantages(rewards, group, torch.tensor([value for _, value in kl]) if kl else None)
+        advantages = self.advantages(rewards, group, torch.tensor([value for _, value, _ in kl]) if kl else None)
         batches = [
             dataclasses.replace(batch, advantages=advantages.values[places].to(trainer.args.device))
             for (places, _), batch in zip(own, batches, strict=True)
@@ -232,7 +245,7 @@ class PolicyMethod(Method):
         metrics = length_metrics(rollouts) | advantages.statistics.metrics(self.rewards.names)
         metrics |= self._reward_trouble()
         if kl:
-            metrics["kl"] = sum(value for _, value in kl) / max(1, sum(len(one.token_ids) for one in rollouts))
+            metrics["kl"] = sum(value for _, value, _ in kl) / max(1, sum(length for _, _, length in kl))
         return [batch.to("cpu") for batch in batches], metrics, advantages.values.numpy()
 
     def _reward_trouble(self) -> dict[str, float]:
@@ -240,13 +253,22 @@ class PolicyMethod(Method):
         now = np.array([self.rewards.num_failures, self.rewards.num_truncated])
         new, self._trouble = now - self._trouble, now
         failures, truncated = np.sum(gather_object([new]), axis=0).tolist()
-        return {"rewards/num_failures": float(failures), "rewards/num_truncated": float(truncated)}
+        return {
+            "rewards/failures_per_generation": float(failures),
+            "rewards/truncated_per_generation": float(truncated),
+        }
 
-    def _sampled_logprobs(self, trainer: PostTrainer, batch: PackedBatch, rollouts: list[Rollout]) -> torch.Tensor:
+    def _sampled_logprobs(
+        self, trainer: PostTrainer, batch: PackedBatch, rollouts: list[Rollout] | None
+    ) -> torch.Tensor:
         """(N,) log-probs of the targets under the policy that sampled them. In full precision the sampler's own are
         those of a forward pass; in half, a forward pass as in training keeps the difference between the two out of the
         ratios."""
-        if trainer.model.dtype == torch.float32 and not (trainer.args.bf16 or trainer.args.fp16):
+        if (
+            rollouts is not None
+            and trainer.model.dtype == torch.float32
+            and not (trainer.args.bf16 or trainer.args.fp16)
+        ):
             with_targets = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).tolist()
             kept = [rollout.logprobs for rollout, count in zip(rollouts, with_targets, strict=True) if count]
             return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *kept])).to(batch.input_ids.device)
@@ -270,11 +292,14 @@ class PolicyMethod(Method):
         advantages: np.ndarray,
         metrics: dict[str, float],
     ) -> None:
-        device = trainer.args.device
-        trainer.count(Loss((), {name: (torch.tensor(value, device=device), 1.0) for name, value in metrics.items()}))
+        trainer.count(as_loss(metrics, trainer.args.device, len(rollouts) if in_evaluation else None))
         if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
+            earlier = self._last_completions
+            if earlier is not None and earlier["step"][0].as_py() == step:  # several generations make up one step
+                table = pa.concat_tables([earlier, table])
+            self._last_completions = table
             write_completions(table, Path(trainer.args.output_dir) / "completions")
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)
@@ -282,11 +307,25 @@ class PolicyMethod(Method):
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.train_rollouts is None else {"rollouts": self.train_rollouts.state_dict()}
+        assert self.train_rollouts is not None
+        state = {"rollouts": self.train_rollouts.state_dict(), "schedule": dataclasses.asdict(self.schedule)}
+        return state | (self.reference.state_dict() if self.reference and self.config.sync_ref_model else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert self.train_rollouts is not None
+        now = dataclasses.asdict(self.schedule)
+        if state["schedule"] != now:
+            raise UserError(
+                f"--resume_from_checkpoint: the checkpoint holds rollouts made for {state['schedule']}, and this run "
+                f"has {now}; take the same number of processes and batch sizes, or start anew"
+            )
         self.train_rollouts.load_state_dict(state["rollouts"])
+        if self.reference and self.config.sync_ref_model:
+            self.reference.load_state_dict(state)
+
+
+def _order_seed(arguments: TrainingArguments) -> int:
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
 
 def _the_one(batches: list[PackedBatch]) -> PackedBatch:

@@ -17,10 +17,10 @@ from posttrain.methods.policy import PolicyMethod
 
 class RLOO(PolicyMethod):
     config: RLOOConfig
+    kl_in_reward = True
 
-    def kl_of(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor | None:
-        if batch.reference_logprobs is None:
-            return None
+    def kl_of(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor:
+        assert batch.reference_logprobs is not None
         kl = kl_estimates(logprobs, batch.reference_logprobs, self.config.kl_estimator)
         return sums_by_sequence(kl, batch.sequence_ids, batch.num_sequences)
 

@@ -127,10 +127,11 @@ class Collector:
         token_ids = [ids.tolist() for ids, _, _ in found]
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         prompts = [json.loads(rows[row]["prompt"]) for _, row, _ in part]
+        asked = [prompt[:-1] if is_begun(prompt) else prompt for prompt in prompts]
         columns = [json.loads(rows[row]["columns"]) for _, row, _ in part]
         names = list(dict.fromkeys(name for one in columns for name in one))
         return RewardBatch(
-            prompts=prompts,
+            prompts=asked,
             completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
             completion_ids=token_ids,
             columns={name: [one.get(name) for one in columns] for name in names},
@@ -143,5 +144,10 @@ def as_completion(prompt: str | list[dict[str, Any]], text: str) -> str | list[d
     given whole."""
     if isinstance(prompt, str):
         return text
-    begun = prompt[-1].get("content") or "" if prompt[-1]["role"] == "assistant" else ""
+    begun = prompt[-1].get("content") or "" if is_begun(prompt) else ""
     return [{"role": "assistant", "content": begun + text}]
+
+
+def is_begun(prompt: str | list[dict[str, Any]]) -> bool:
+    """Whether a prompt ends in the beginning of the assistant's message."""
+    return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"

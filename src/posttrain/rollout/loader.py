@@ -172,11 +172,12 @@ class EvalRollouts(torch.utils.data.Dataset[PackedBatch]):
         self.complete, self.observe = complete, observe
 
     def __len__(self) -> int:
-        return -(-len(self.collector.rows) // self.num_prompts)
+        return max(1, len(self.collector.rows) // self.num_prompts)
 
     def __getitem__(self, index: int) -> PackedBatch:
-        first = index * self.num_prompts
-        rows = range(first, min(first + self.num_prompts, len(self.collector.rows)))
+        # The last batch takes what is left over: every process has something to do in each.
+        first, is_last = index * self.num_prompts, index == len(self) - 1
+        rows = range(first, len(self.collector.rows) if is_last else first + self.num_prompts)
         rollouts = self.collector.collect([(row, row) for row in rows])
         places = list(self.collector.share(len(rollouts)))
         own = pack_rollouts([rollouts[i] for i in places], self.collector.rows, mask_truncated=False)

@@ -48,6 +48,9 @@ def _with_packed_weight(layer: nn.Linear, num_rows: int) -> Callable[[torch.Tens
     bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(rows: torch.Tensor) -> torch.Tensor:
+        # Autocast may be switched on within the model's own forward pass.
+        if rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return type(layer).forward(layer, rows)
         return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
 
     return forward

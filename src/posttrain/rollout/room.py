@@ -1,7 +1,8 @@
-"""Whether prompts and completions together fit into a model."""
+"""What a run of reinforcement learning has no room for: completions too long for the model, weights in pieces."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import TrainingArguments
 
 
 def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
@@ -37,8 +39,26 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
         longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
         completion = config.setting("max_completion_length", in_evaluation)
         if room is not None and longest + completion > room:
+            own = in_evaluation and config.eval_max_completion_length is not None
+            flag = "eval_max_completion_length" if own else "max_completion_length"
             raise UserError(
-                f"the longest prompt has {longest:,} tokens; with max_completion_length {completion:,} that is more "
-                f"than the {room:,} that {config.model_name_or_path} has room for; lower --max_completion_length, or "
+                f"the longest prompt has {longest:,} tokens; with {flag} {completion:,} that is more than the {room:,} "
+                f"that {config.model_name_or_path} has room for; lower --{flag}, or "
                 f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop"
             )
+
+
+def check_not_sharded(arguments: TrainingArguments) -> None:
+    """Refuse to sample from weights that are spread over processes.
+
+    Raises:
+        UserError: FSDP, or ZeRO's third stage, is asked for by a flag or by the launcher.
+    """
+    fsdp = bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    if fsdp or zero3:
+        raise UserError(
+            f"sampling from weights that {'FSDP' if fsdp else 'ZeRO-3'} spreads over processes is not built yet; take "
+            "--accelerate_config multi_gpu, zero1 or zero2, which keep them whole"
+        )

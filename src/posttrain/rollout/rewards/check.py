@@ -1,6 +1,8 @@
 """What can be known to be wrong with the rewards before torch is imported."""
 
+import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from posttrain.config import suggestion
 from posttrain.config.paths import check_model
@@ -78,6 +80,21 @@ def check_columns(needs: Needs, columns: Iterable[str], where: str) -> None:
                     f"{where}: the reward {name} needs the column {' or '.join(group)}, and the data has "
                     f"{', '.join(known)}; rename a column, or leave the reward out{near}"
                 )
+
+
+def reward_digests(config: RewardSourceFlags) -> list[str]:
+    """Hashes of the local files that the rewards are made of: own functions, models, the rubric.
+
+    Args:
+        config: of the run.
+    """
+    named = [text.rpartition(":")[0] or text for text in config.reward_sources()] + config.reward_sources()
+    digests = []
+    for name in [*named, *filter(None, [config.judge_rubric])]:
+        path = Path(name).expanduser()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        digests += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    return digests
 
 
 def _import(config: RewardSourceFlags, own: list[Source]) -> Needs:

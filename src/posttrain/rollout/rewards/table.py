@@ -198,13 +198,18 @@ def build_rewards(config: RewardSourceFlags, device: Any) -> Rewards:
     lanes: list[Lane | Here] = [Lane(config.reward_timeout) for _ in range(num_lanes)] if functions else []
     lanes = lanes or [Here()]
     rewards: list[Reward] = []
-    for source in sources:
-        if source.kind == "function":
-            rewards.append(_function_reward(config, source, lanes, functions.index(source)))
-        elif source.kind == "judge":
-            rewards.append(_judge(config, source))
-        else:
-            rewards.append(_model(config, source, device))
+    try:
+        for source in sources:
+            if source.kind == "function":
+                rewards.append(_function_reward(config, source, lanes, functions.index(source)))
+            elif source.kind == "judge":
+                rewards.append(_judge(config, source))
+            else:
+                rewards.append(_model(config, source, device))
+    except BaseException:
+        for part in (*rewards, *lanes):
+            part.close()
+        raise
     return Rewards(rewards, config.max_reward_failures)
 
 
