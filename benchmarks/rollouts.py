@@ -11,6 +11,7 @@ import torch
 from material import VOCABULARY, make_model, make_tokenizer
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
+from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
 from posttrain.scoring import Scorer
 
@@ -56,7 +57,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of each completion, at most")
     parser.add_argument("--ends", type=int, default=0, help="token ids, of 4096, that end a completion")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--weights_as_they_are", action="store_true", help="not laid out for few rows")
     args = parser.parse_args()
+    if args.weights_as_they_are:
+        prepacked._MOST = 0
     draw = np.random.default_rng(0)
     prompts = [draw.integers(4, VOCABULARY, n) for n in draw.integers(*args.prompt_tokens, args.prompts)]
     sampling = Sampling(args.tokens, tuple(range(100, 100 + args.ends)))

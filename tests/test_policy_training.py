@@ -165,6 +165,33 @@ def test_completions_are_logged_with_what_they_were_worth(
     assert capsys.readouterr().err.count("advantage") == 4
 
 
+def test_several_generations_in_a_step_are_all_logged(
+    base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ["--steps_per_generation", "1", "--log_completions", "--num_completions_to_print", "1", "--max_steps", "2"]
+    run_policy("grpo", base, prompts, tmp_path / "out", *geometry(8, 2), *extra)
+    rows = completions(tmp_path / "out")
+    assert [row["step"] for row in rows] == [1] * 16 + [2] * 16
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in shown] == [
+        f"step {rows[first]['step']}, row {rows[first]['row']}" for first in (0, 8, 16, 24)
+    ]
+
+
+def test_a_reward_sees_a_begun_message_once(base: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Ada has 1 apple."}, {"role": "assistant", "content": "She has"}]
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": turns, "tools": None}] * 4)
+    reward = tmp_path / "seen.py"
+    reward.write_text(
+        "def seen(prompts, completions, **columns):\n"
+        "    assert all([turn['role'] for turn in prompt] == ['user'] for prompt in prompts)\n"
+        "    return [float(turns[0]['content'].startswith('She has')) for turns in completions]\n"
+    )
+    extra = ["--reward_funcs", f"{reward}:seen", "--max_reward_failures", "0", "--max_steps", "1"]
+    state = run_policy("grpo", base, data, tmp_path / "out", *extra)
+    assert curve(state, "reward") == [[1.0]]
+
+
 def test_groups_without_variance_are_replaced_and_counted(base: Path, tmp_path: Path) -> None:
     """A reward that tells only the completions of short prompts apart: the prompts of the other rows are replaced."""
     questions = ["Ada has 1 apple." + " And one more." * (i % 4) for i in range(16)]

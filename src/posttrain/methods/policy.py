@@ -181,9 +181,6 @@ class PolicyMethod(Method):
             min_p=setting("min_p"),
             repetition_penalty=setting("repetition_penalty"),
         )
-        group = config.num_generations
-        if in_evaluation:
-            group = config.num_generations_eval or group
         return Collector(
             engine=self.engine,
             policy=lambda: trainer.model,
@@ -191,12 +188,16 @@ class PolicyMethod(Method):
             tokenizer=self.tokenizer,
             rows=rows,
             sampling=sampling,
-            num_generations=group,
+            num_generations=self._group_size(in_evaluation),
             seed=trainer.args.seed + (_EVALUATION if in_evaluation else 0),
             at_a_time=config.rollout_batch_size,
             share=self.schedule.generated_here,
             gather=gather_object,
         )
+
+    def _group_size(self, in_evaluation: bool) -> int:
+        config = self.config
+        return (config.num_generations_eval if in_evaluation else None) or config.num_generations
 
     def _without_variance(self, rewards: np.ndarray) -> np.ndarray:
         aggregation = getattr(self.config, "multi_objective_aggregation", "sum_then_normalize")
@@ -232,10 +233,8 @@ class PolicyMethod(Method):
             batches.append(batch)
         kl = sorted(gather_object(kl))
         rewards = torch.from_numpy(np.stack([rollout.rewards for rollout in rollouts]))
-        group = self.config.num_generations
-        if in_evaluation:
-            group = self.config.num_generations_eval or group
-        advantages = self.advantages(rewards, group, torch.tensor([value for _, value, _ in kl]) if kl else None)
+        of_sequences = torch.tensor([value for _, value, _ in kl]) if kl else None
+        advantages = self.advantages(rewards, self._group_size(in_evaluation), of_sequences)
         batches = [
             dataclasses.replace(batch, advantages=advantages.values[places].to(trainer.args.device))
             for (places, _), batch in zip(own, batches, strict=True)
@@ -296,11 +295,11 @@ class PolicyMethod(Method):
         if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
-            earlier = self._last_completions
+            earlier, whole = self._last_completions, table
             if earlier is not None and earlier["step"][0].as_py() == step:  # several generations make up one step
-                table = pa.concat_tables([earlier, table])
-            self._last_completions = table
-            write_completions(table, Path(trainer.args.output_dir) / "completions")
+                whole = pa.concat_tables([earlier, table])
+            self._last_completions = whole
+            write_completions(whole, Path(trainer.args.output_dir) / "completions")
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)
 

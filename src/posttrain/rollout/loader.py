@@ -1,6 +1,6 @@
 """From rollouts to batches: the data that GRPO and RLOO train on.
 
-To the trainer, a `Rollouts` is a data set of ready batches, read one after the other. When the last batch of a
+To the trainer, `TrainRollouts` is a data set of ready batches, read one after the other. When the last batch of a
 generation has been trained on `num_iterations` times, the next one asked for is sampled from the policy as it is then.
 """
 
