@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import cli
-from posttrain.cli import main
+from posttrain.cli import COMMANDS, main
 from posttrain.config import METHODS, LaunchOptions, SFTConfig, parse_command_line
 from posttrain.config.fields import flags_of
 from posttrain.errors import UserError
@@ -80,11 +80,15 @@ def test_the_overview_lists_every_method(capsys: pytest.CaptureFixture[str]) -> 
     for arguments in ([], ["--help"]):
         assert main(arguments) == 0
         output = capsys.readouterr().out
-        assert all(f"\n  {method} " in output for method in METHODS)
+        assert all(f"\n  {name} " in output for name in [*METHODS, *COMMANDS])
+        assert max(map(len, output.splitlines())) <= 100
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "posttrain 0.1.0\n"
     assert main(["dpp"]) == 2
-    assert f"'dpp' is not a method ({', '.join(METHODS)}); did you mean dpo?" in capsys.readouterr().err
+    names = "sft, reward, dpo, grpo, rloo, inspect, env, completion"
+    assert f"'dpp' is no method or command ({names}); did you mean dpo?" in capsys.readouterr().err
+    assert main(["inspct", "rows.jsonl"]) == 2
+    assert "did you mean inspect?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,11 +18,12 @@ SOURCE = ROOT / "src"
 
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
-    {"cli", "launch", "experiment"},
+    {"cli"},
+    {"launch", "experiment", "inspection", "environment", "completion"},
     {"training", "trainer"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"},
-    {"batch", "attention", "decoding", "logprobs", "config", "cache", "errors"},
+    {"batch", "attention", "decoding", "logprobs", "config", "cache", "out_of_memory", "errors"},
 ]
 
 

@@ -1,8 +1,9 @@
-"""The command `posttrain METHOD ...`."""
+"""The command `posttrain METHOD ...`, and the commands beside the methods."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 from posttrain.config import METHODS, CommonConfig, PolicyConfig, help_page, parse_command_line, suggestion
 from posttrain.errors import UserError, report_mistakes
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `posttrain`; None: those of this process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, or that of the launched processes.
+        The exit code: 0, 1 where memory ran out, 2 for a mistake of the user, or that of the launched processes.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     return report_mistakes(lambda: _run_command(words))
@@ -29,13 +30,16 @@ def _run_command(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"posttrain {version('posttrain')}")
         return 0
-    method, *flags = words
-    if method not in METHODS:
-        raise UserError(f"{method!r} is not a method ({', '.join(METHODS)}){suggestion(method, METHODS)}")
-    if "-h" in flags or "--help" in flags:
-        print(help_page(method))
+    name, *rest = words
+    if name in COMMANDS:
+        return COMMANDS[name].run(rest)
+    if name not in METHODS:
+        known = [*METHODS, *COMMANDS]
+        raise UserError(f"{name!r} is no method or command ({', '.join(known)}){suggestion(name, known)}")
+    if "-h" in rest or "--help" in rest:
+        print(help_page(name))
         return 0
-    config, launch = parse_command_line(method, flags)
+    config, launch = parse_command_line(name, rest)
     return train(config, launch, ["-m", "posttrain.cli", *words], _train, _check_rewards)
 
 
@@ -59,15 +63,56 @@ def _train(config: CommonConfig) -> None:
     run(methods[config.method](config))
 
 
+# The commands import what they need when they are called, so that help, and a mistake, come at once.
+
+
+def _inspect(words: list[str]) -> int:
+    from posttrain import inspection
+
+    return inspection.run(words)
+
+
+def _environment(words: list[str]) -> int:
+    from posttrain import environment
+
+    return environment.run(words)
+
+
+def _completion(words: list[str]) -> int:
+    from posttrain import completion
+
+    return completion.run(words)
+
+
+class Command(NamedTuple):
+    """A command that trains nothing."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+COMMANDS = {
+    "inspect": Command("what a data set is good for, what a model sees of it, and a command to start with", _inspect),
+    "env": Command("versions, devices and what works here, to paste into a bug report", _environment),
+    "completion": Command("a script that completes commands and flags in bash, zsh or fish", _completion),
+}
+
+
 def _overview() -> str:
-    methods = [f"  {name:<8}{config.summary}" for name, config in METHODS.items()]
+    summaries = {name: config.summary for name, config in METHODS.items()}
+    commands = {name: command.summary for name, command in COMMANDS.items()}
     return "\n".join(
         [
             "Usage: posttrain METHOD --model_name_or_path MODEL --dataset_name DATA [--flag value ...]",
+            "       posttrain COMMAND [...]",
             "",
             "Methods:",
-            *methods,
+            *(f"  {name:<12}{summary}" for name, summary in summaries.items()),
             "",
+            "Commands:",
+            *(f"  {name:<12}{summary}" for name, summary in commands.items()),
+            "",
+            "To begin with: posttrain inspect DATA --model_name_or_path MODEL",
             "posttrain METHOD --help lists a method's flags; posttrain --version tells the version.",
         ]
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, suggestion
 from posttrain.errors import UserError
+from posttrain.out_of_memory import advice_when_out_of_memory
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 LAUNCHED = "POSTTRAIN_LAUNCHED"
@@ -62,7 +63,8 @@ def train(
         return supervise(launcher_command(launch, command), os.environ | launcher_environment(launch))
     if launched:
         _settle_on_cpu(config)
-    run(config)
+    with advice_when_out_of_memory(config):
+        run(config)
     return 0
 
 

@@ -1,0 +1,77 @@
+"""What to change where memory ran out: the flags of the run at hand that cost the most, with values to try."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from posttrain.config import CommonConfig
+from posttrain.errors import is_out_of_memory
+
+_WIDTH = 66  # of the column of flags
+
+
+@contextmanager
+def advice_when_out_of_memory(config: CommonConfig) -> Iterator[None]:
+    """Adds a note with `memory_advice` to an error that says that memory ran out, and lets it pass."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            error.add_note("\n".join(_lines(config)))
+        raise
+
+
+def memory_advice(config: CommonConfig) -> dict[str, list[tuple[str, str]]]:
+    """Flags that make a run need less memory.
+
+    Args:
+        config: of the run that did not fit.
+
+    Returns:
+        Under two titles, the harmless ones first: (flags with values, what they do) each; without those that the run
+        has already.
+    """
+    given: Any = config
+    return {
+        "the optimizer steps stay as they are": list(_same_steps(given)),
+        "what is trained changes": list(_other_steps(given)),
+    }
+
+
+def _lines(config: CommonConfig) -> Iterator[str]:
+    for title, advice in memory_advice(config).items():
+        if advice:
+            yield f"Less memory, and {title}:"
+            yield from (f"  {flags:<{_WIDTH}}  {why}".rstrip() for flags, why in advice)
+
+
+def _same_steps(config: Any) -> Iterator[tuple[str, str]]:
+    batch, accumulation = config.per_device_train_batch_size or 8, config.gradient_accumulation_steps or 1
+    if batch > 1:
+        smaller = max(part for part in range(1, batch // 2 + 1) if batch % part == 0)
+        pieces = accumulation * batch // smaller
+        flags = f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps {pieces}"
+        if getattr(config, "steps_per_generation", None):
+            flags += f" --steps_per_generation {config.steps_per_generation * batch // smaller}"
+        yield flags, "the same step in smaller pieces"
+    if config.method in ("grpo", "rloo"):
+        yield f"--rollout_batch_size {max(1, config.rollout_batch_size // 4)}", "fewer completions sampled at a time"
+    if config.eval_strategy not in (None, "no") and (config.per_device_eval_batch_size or 8) > 1:
+        yield "--per_device_eval_batch_size 1", "if it happened in an evaluation"
+    if not config.gradient_checkpointing:
+        yield "--gradient_checkpointing", "activations are computed twice, not kept"
+    if config.method == "dpo" and not (config.precompute_ref_log_probs or config.sync_ref_model or config.use_peft):
+        yield "--precompute_ref_log_probs", "no reference model beside the policy"
+
+
+def _other_steps(config: Any) -> Iterator[tuple[str, str]]:
+    if not config.use_peft:
+        yield "--use_peft", "LoRA: gradients and Adam's states of the adapters alone"
+    elif not (config.load_in_4bit or config.load_in_8bit):
+        yield "--load_in_4bit", "QLoRA: frozen weights in 4 bits (needs a GPU)"
+    if getattr(config, "max_length", None):
+        yield f"--max_length {max(1, config.max_length // 2)}", "shorter rows; `posttrain inspect` tells what it cuts"
+    if config.method in ("grpo", "rloo"):
+        yield f"--max_completion_length {max(1, config.max_completion_length // 2)}", "shorter completions"
+    if config.dtype in (None, "float32"):
+        yield "--dtype bfloat16", "half the bytes of weights, gradients and Adam's states; coarser"
