@@ -72,7 +72,7 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
     source = open_source(config, role)
     if source is None:
         return None
-    options = _options(config, kind, role)
+    options = options_of(config, kind, role)
     if options.assistant_only and not tokenizer.is_fast:
         raise UserError("--assistant_only_loss needs a fast tokenizer, which knows where in the text a token stands")
     key = combined_digest(kind, asdict(options), tokenizer_digest(tokenizer), source.digest(), _code_digest())[:32]
@@ -107,7 +107,7 @@ def check(config: CommonConfig, kind: str) -> set[str]:
         if source is not None:
             rows = list(itertools.islice(source.rows(), _ROWS_CHECKED_EARLY))
             problems = Problems()
-            check_rows(rows, kind, _options(config, kind, role), problems)
+            check_rows(rows, kind, options_of(config, kind, role), problems)
             problems.raise_if_any(source.name, f"the first {len(rows):,} rows")
             columns.update(name for row in rows for name in row.columns)
     return columns
@@ -124,7 +124,17 @@ def _role(config: CommonConfig, split: str) -> Role:
     return "train" if split == train else "test"
 
 
-def _options(config: Any, kind: str, role: Role) -> Options:
+def options_of(config: Any, kind: str, role: Role) -> Options:
+    """What a config asks to be made of the rows of a split.
+
+    Args:
+        config: of the run.
+        kind: "sft", "preference", "reward" or "prompts".
+        role: of the split.
+
+    Raises:
+        UserError: packing without a length to fill.
+    """
     if kind == "prompts":
         return Options(
             max_length=config.max_prompt_tokens,
