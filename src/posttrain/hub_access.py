@@ -1,0 +1,150 @@
+"""Before anything loads: whether what the flags name on the hub can be read, and what is made can be uploaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from posttrain.errors import UserError
+from posttrain.hub import PAGE, TOKEN, address, ask, explain, is_on_hub, is_unreachable, status, token
+
+if TYPE_CHECKING:
+    from posttrain.config import CommonConfig
+
+logger = logging.getLogger(__name__)
+
+BUILDERS = ("json", "csv", "parquet")  # as the path of a mixture's entry: local files of this kind
+
+
+def take_token(config: CommonConfig) -> None:
+    """Move `hub_token` from the flags to the environment of this process and of those that it starts. There every
+    library finds it, for reading too, and nothing that shows flags or command lines can show it."""
+    if config.hub_token is not None:
+        os.environ[TOKEN], config.hub_token = config.hub_token, None
+        sys.argv[:] = without_token(sys.argv)
+
+
+def without_token(words: Sequence[str]) -> list[str]:
+    """A command line without `--hub_token` and its value."""
+    kept: list[str] = []
+    is_value = False
+    for word in words:
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__hub_token":
+            is_value = not value
+        elif is_value and not word.startswith("--"):
+            is_value = False
+        else:
+            is_value = False
+            kept.append(word)
+    return kept
+
+
+def check(config: CommonConfig) -> None:
+    """Ask the hub, once for each name that is not on this machine, whether this user can read it; and with
+    `push_to_hub`, who the user is. Where the hub cannot be reached, everything is taken from earlier downloads at once,
+    in place of many attempts.
+
+    Args:
+        config: Of the run; its hub_token is moved to the environment, its hub_model_id gets an owner.
+
+    Raises:
+        UserError: A name is not there or not to be read, or the token is missing, wrong, or without the right to write.
+    """
+    take_token(config)
+    names = list(_names(config))
+    if not names and not config.push_to_hub:
+        return
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        if config.push_to_hub:
+            raise UserError(
+                "--push_to_hub: nothing can be uploaded while HF_HUB_OFFLINE is set; unset it, or leave push_to_hub "
+                "out and upload the finished folder later: hf upload REPOSITORY FOLDER",
+                PAGE,
+            )
+        return
+    if config.push_to_hub:
+        _find_owner(config)
+    for name in names:
+        if not _can_read(name):
+            _stay_offline()
+            return
+
+
+class _Name(NamedTuple):
+    """Something that a flag names, and its kind on the hub."""
+
+    flag: str
+    name: str
+    kind: str
+
+
+def _names(config: CommonConfig) -> Iterator[_Name]:
+    reward = str(getattr(config, "reward_model_name_or_path", None) or "")
+    found = {
+        _Name("model_name_or_path", str(config.model_name_or_path or ""), "models"),
+        _Name("ref_model_name_or_path", str(getattr(config, "ref_model_name_or_path", None) or ""), "models"),
+        _Name("reward_model_name_or_path", "" if reward.startswith("judge:") else reward.rpartition(":")[2], "models"),
+        _Name("dataset_name", config.dataset_name or "", "datasets"),
+        *(_Name("datasets", source.path, "datasets") for source in config.datasets if source.path not in BUILDERS),
+    }
+    yield from (one for one in sorted(found) if one.name and is_on_hub(one.name))
+
+
+def _can_read(name: _Name) -> bool:
+    """False where the hub does not answer."""
+    try:
+        ask(f"api/{name.kind}/{name.name}/auth-check")
+    except Exception as error:
+        if is_unreachable(error):
+            return False
+        # A mirror may not know this question, and then loading tells.
+        if status(error) == 401 or type(error).__name__ in ("GatedRepoError", "RepositoryNotFoundError"):
+            raise explain(error, f"--{name.flag} {name.name}") or error from None
+    return True
+
+
+def _stay_offline() -> None:
+    """From now on, here and in the processes that this one starts."""
+    from huggingface_hub import constants
+
+    logger.warning("The hub (%s) cannot be reached: what it is asked for is taken from earlier downloads.", address())
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def _find_owner(config: CommonConfig) -> None:
+    if token() is None:
+        raise UserError(
+            f"--push_to_hub: no token is set; make one with the right to write at {address()}/settings/tokens, then "
+            f"set {TOKEN} or run `hf auth login`",
+            PAGE,
+        )
+    try:
+        user: dict[str, Any] = ask("api/whoami-v2").json()
+    except Exception as error:
+        raise explain(error, "--push_to_hub") or error from None
+    if ((user.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+        raise UserError(
+            f"--push_to_hub: the token of {user['name']} may only read; make one with the right to write at "
+            f"{address()}/settings/tokens",
+            PAGE,
+        )
+    name = config.hub_model_id or Path(config.output_dir).absolute().name
+    owner, _, rest = name.rpartition("/")
+    owners = [user["name"], *(one["name"] for one in user.get("orgs") or ())]
+    if owner and owner not in owners:
+        raise UserError(
+            f"--hub_model_id {name}: the token is that of {owners[0]}, who can upload to {', '.join(owners)}, not to "
+            f"{owner}; give {owners[0]}/{rest}, or another token",
+            PAGE,
+        )
+    config.hub_model_id = name if owner else f"{owners[0]}/{rest}"
