@@ -20,10 +20,10 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer"},
+    {"training", "trainer", "publish", "model_card"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"},
-    {"batch", "attention", "decoding", "logprobs", "config", "cache", "out_of_memory", "errors"},
+    {"batch", "attention", "decoding", "logprobs", "hub", "hub_access", "config", "cache", "out_of_memory", "errors", "sharding"},
 ]
 
 
