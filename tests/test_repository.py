@@ -23,7 +23,8 @@ LAYERS = [
     {"training", "trainer", "publish", "model_card"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"},
-    {"batch", "attention", "decoding", "logprobs", "hub", "hub_access", "config", "cache", "out_of_memory", "errors", "sharding"},
+    {"batch", "attention", "decoding", "logprobs", "sharding", "cache"}
+    | {"hub", "hub_access", "config", "out_of_memory", "errors"},
 ]
 
 

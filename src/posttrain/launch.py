@@ -17,6 +17,8 @@ from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, suggestion
 from posttrain.errors import UserError
+from posttrain.hub_access import check as check_hub
+from posttrain.hub_access import take_token, without_token
 from posttrain.out_of_memory import advice_when_out_of_memory
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
@@ -48,6 +50,7 @@ def train(
         UserError: A path of the config or a launch option is wrong.
     """
     os.environ.update(launch.env)
+    take_token(config)
     check_paths(config)
     _show_progress()
     columns = None
@@ -59,8 +62,10 @@ def train(
     if also_check is not None:
         also_check(config, columns)
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
+    if not launched:
+        check_hub(config)
     if not launched and _needs_launcher(launch):
-        return supervise(launcher_command(launch, command), os.environ | launcher_environment(launch))
+        return supervise(launcher_command(launch, without_token(command)), os.environ | launcher_environment(launch))
     if launched:
         _settle_on_cpu(config)
     with advice_when_out_of_memory(config):
@@ -90,7 +95,7 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
         words += ["--main_process_port", str(_free_port())]
     if name == "cpu":
         words.append("--multi_gpu")  # accelerate's word for one process per device; on a CPU it does the same
-    return [sys.executable, "-m", "accelerate.commands.launch", *words, *command]
+    return [sys.executable, "-m", "posttrain.processes", *words, *command]
 
 
 def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
