@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from posttrain.errors import UserError
+from posttrain.hub import explain
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -35,7 +36,10 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
             return merged.requires_grad_(True)  # peft had frozen the base
         return AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model_name_or_path {path}: the model cannot be loaded: {first_line(error)}") from error
+        what = f"--model_name_or_path {path}"
+        raise explain(error, what) or UserError(
+            f"{what}: the model cannot be loaded: {first_line(error)}", "troubleshooting.md#model-loading"
+        ) from error
 
 
 def loading_options(config: CommonConfig) -> dict[str, Any]:

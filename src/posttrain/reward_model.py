@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging
 
 from posttrain.errors import UserError
+from posttrain.hub import explain
 from posttrain.models import first_line, is_adapter, loading_options, peft_warnings
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def load_sequence_classifier(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name} {path}: the model cannot be loaded: {first_line(error)}") from error
+        raise explain(error, f"{name} {path}") or UserError(
+            f"{name} {path}: the model cannot be loaded: {first_line(error)}", "troubleshooting.md#model-loading"
+        ) from error
     if not has_head and not may_have_new_head:
         raise UserError(
             f"{name} {path}: it has no score head, so its scores would be random; `posttrain reward` trains one"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import CommonConfig
 from posttrain.errors import UserError
+from posttrain.hub import explain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,10 @@ def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # whatever the many tokenizer classes raise, it is the named folder that is at fault
         way_out = "" if Path(name).is_dir() else f" (There is no folder {name} here, so it was looked up on the hub.)"
-        raise UserError(f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}{way_out}") from error
+        raise explain(error, f"{flag} {name}") or UserError(
+            f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}{way_out}",
+            "troubleshooting.md#model-loading",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

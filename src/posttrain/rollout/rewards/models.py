@@ -17,6 +17,7 @@ from posttrain.data.formats import Example, json_column
 from posttrain.data.prefix import common_prefix_length
 from posttrain.data.problems import RowError
 from posttrain.errors import UserError
+from posttrain.hub import explain
 from posttrain.reward_model import load_sequence_classifier
 from posttrain.reward_scoring import RewardScorer
 from posttrain.rollout.rewards.batch import RewardBatch, Scores, text_of
@@ -180,14 +181,18 @@ def _load_tokenizer(path: str, options: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # whatever the many tokenizer classes raise
-        raise UserError(f"{FLAG}: {path} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        raise explain(error, f"{FLAG} {path}") or UserError(
+            f"{FLAG}: {path} has no tokenizer that can be loaded: {_first_line(error)}"
+        ) from error
 
 
 def _load_classifier(path: str, options: dict[str, Any]) -> PreTrainedModel:
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{FLAG}: {path} cannot be loaded: {_first_line(error)}") from error
+        raise explain(error, f"{FLAG} {path}") or UserError(
+            f"{FLAG}: {path} cannot be loaded: {_first_line(error)}"
+        ) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{FLAG}: {path} is no trained classifier: it has no weights for {missing}")
