@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from posttrain.batch import PackedBatch
 from posttrain.models import checkpoint_activations, digest_of_model
 from posttrain.scoring import Scorer
+from posttrain.sharding import whole_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +116,9 @@ class SyncReference(TrainerCallback):
         if state.global_step % self.every:
             return
         assert self.reference.model is not None
-        policy = _unwrap(kwargs["model"])
-        for own, new in zip(self.reference.model.parameters(), policy.parameters(), strict=True):
-            own.lerp_(new.to(own.device, own.dtype), self.alpha)
+        own = dict(self.reference.model.named_parameters())
+        for name, new in whole_parameters(kwargs["model"]):
+            own[name].lerp_(new.to(own[name].device, own[name].dtype), self.alpha)
 
 
 def with_stored_logprobs(

@@ -27,6 +27,7 @@ from posttrain.batch import PackedBatch
 from posttrain.errors import UserError
 from posttrain.losses import Loss
 from posttrain.methods import Method
+from posttrain.sharding import is_sharded, whole_state_dict
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
 TIMINGS = ("tokens_per_second", "step_time", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
@@ -212,6 +213,17 @@ class PostTrainer(Trainer):
 
     # -- checkpoints
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves one whole model folder, however the weights are spread; called by all processes."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # What transformers does is bound to the kind of checkpoint, and FSDP's first version frees on a CPU what it
+        # has handed out.
+        self._save(output_dir or self.args.output_dir, whole_state_dict(self.model, keep=self.args.should_save))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         state = self.method.state_dict()
@@ -249,7 +261,7 @@ class PostTrainer(Trainer):
         began = time.perf_counter()
         training, self._counts = self._counts, _Counts()
         model = self.model_wrapped
-        if not self.is_in_train:
+        if not self.is_in_train and not is_sharded(self.args):  # sharded weights stay as training has wrapped them
             model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         was_training = model.training
         model.eval()

@@ -30,6 +30,7 @@ from posttrain.models import (
     match_tokenizer,
     move_into_place,
 )
+from posttrain.sharding import allow_fsdp_on_cpu, is_sharded
 from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def run(method: Method) -> dict[str, float]:
     evaluation = _evaluation_data(config, tokenizer)
     arguments = training_arguments(config)
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
+    allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)
 
     transformers.set_seed(arguments.seed)
@@ -65,7 +67,7 @@ def run(method: Method) -> dict[str, float]:
         keep_bool_buffers_out_of_ddp(model)
     if config.router_aux_loss_coef is not None:
         model.config.output_router_logits = True
-    if not (_is_sharded(arguments) or config.load_in_4bit or config.load_in_8bit):
+    if not (is_sharded(arguments) or config.load_in_4bit or config.load_in_8bit):
         model.to(arguments.device)  # before the trial of the ways to score, and before a reference scores the data
     scorer = method.make_scorer(model)
     if config.work_dir is not None:
@@ -158,12 +160,6 @@ def fingerprint(
     rows = [data.dataset._fingerprint for data in (train, evaluation) if data is not None]
     content = json.dumps([flags, rows, digest_of_model(model), method.depends_on()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _is_sharded(arguments: TrainingArguments) -> bool:
-    """Whether FSDP or DeepSpeed will place the weights, by flag or by the launcher's configuration."""
-    launched = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
-    return launched or bool(arguments.fsdp or arguments.deepspeed)
 
 
 def _what_a_cpu_lacks(config: CommonConfig) -> dict[str, Any]:

@@ -32,9 +32,10 @@ from posttrain.rollout.loader import EvalRollouts, TrainRollouts
 from posttrain.rollout.metrics import as_loss, length_metrics
 from posttrain.rollout.rewards.check import check_columns, required_columns, reward_digests
 from posttrain.rollout.rewards.table import Rewards, build_rewards
-from posttrain.rollout.room import check_not_sharded, check_room
+from posttrain.rollout.room import check_room
 from posttrain.rollout.schedule import PromptOrder, make_schedule
 from posttrain.scoring import Scorer
+from posttrain.sharding import WholePolicy, spreads_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,6 +62,7 @@ class PolicyMethod(Method):
         super().__init__(config)
         self.reference: Reference | None = None
         self.train_rollouts: TrainRollouts | None = None
+        self.whole_policy: WholePolicy | None = None
         self._last_completions: pa.Table | None = None
         self._trouble = np.zeros(2, dtype=np.int64)
 
@@ -109,7 +111,6 @@ class PolicyMethod(Method):
             columns = {name for text in dataset[:_ROWS_LOOKED_AT]["columns"] for name in json.loads(text)}
             check_columns(needs, columns, config.dataset_name or "datasets")
         check_room(config, datasets)
-        check_not_sharded(arguments)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self.tokenizer = tokenizer
@@ -150,6 +151,8 @@ class PolicyMethod(Method):
 
     def loader(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> DataLoader[PackedBatch]:
         arguments, config = trainer.args, self.config
+        if self.whole_policy is None:  # the trainer asks for its first batches before it spreads the weights
+            self.whole_policy = WholePolicy(trainer.model, spreads_weights(arguments))
         collector = self._collector(trainer, rows, in_evaluation)
         complete = functools.partial(self._complete, trainer, in_evaluation=in_evaluation)
         observe = functools.partial(self._observe, trainer, rows, in_evaluation)
@@ -181,9 +184,10 @@ class PolicyMethod(Method):
             min_p=setting("min_p"),
             repetition_penalty=setting("repetition_penalty"),
         )
+        assert self.whole_policy is not None
         return Collector(
             engine=self.engine,
-            policy=lambda: trainer.model,
+            policy=functools.partial(_policy_of, trainer, self.whole_policy),
             rewards=self.rewards,
             tokenizer=self.tokenizer,
             rows=rows,
@@ -321,6 +325,10 @@ class PolicyMethod(Method):
         self.train_rollouts.load_state_dict(state["rollouts"])
         if self.reference and self.config.sync_ref_model:
             self.reference.load_state_dict(state)
+
+
+def _policy_of(trainer: PostTrainer, whole: WholePolicy) -> torch.nn.Module:
+    return whole.of(trainer.model, trainer.args.device)
 
 
 def _order_seed(arguments: TrainingArguments) -> int:

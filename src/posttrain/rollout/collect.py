@@ -47,7 +47,7 @@ class Collector:
 
     Args:
         engine: of the policy.
-        policy: returns the policy as it is to be called now.
+        policy: returns the policy as it is now, to be sampled from; called by all processes together.
         rewards: what scores completions.
         tokenizer: of the policy.
         rows: tokenised prompts.
@@ -81,14 +81,14 @@ class Collector:
         Returns:
             the G of the first prompt, those of the second, and so on.
         """
-        group = self.num_generations
+        group, policy = self.num_generations, self.policy()
         # What is drawn depends on the number of the completion alone, not on the process or the batch.
         wanted = [(*prompts[i // group], prompts[i // group][0] * group + i % group) for i in self._own(len(prompts))]
         pending = []
         for start in range(0, len(wanted), self.at_a_time):
             part = wanted[start : start + self.at_a_time]
             rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
-            found = self._generate(part, rows)
+            found = self._generate(policy, part, rows)
             pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
         own = []
         for part, found, scores in pending:
@@ -103,7 +103,7 @@ class Collector:
         return self.share(num_prompts * self.num_generations)
 
     def _generate(
-        self, part: list[tuple[int, int, int]], rows: dict[int, Row]
+        self, policy: torch.nn.Module, part: list[tuple[int, int, int]], rows: dict[int, Row]
     ) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         """Token ids, log-probs and whether it ended, of each (prompt, row, completion)."""
         draws = uniforms(self.seed, [sample for _, _, sample in part], self.sampling.max_new_tokens)
@@ -115,7 +115,7 @@ class Collector:
         for count, same in groups.items():
             prompts = [np.asarray(rows[part[places[0]][1]]["prompt_ids"], dtype=np.int64) for places in same]
             order = [place for places in same for place in places]
-            made = self.engine.generate(self.policy(), prompts, count, self.sampling, draws[order])
+            made = self.engine.generate(policy, prompts, count, self.sampling, draws[order])
             logprobs, ended = made.policy_logprobs, made.ended.tolist()
             found |= dict(zip(order, zip(made.token_ids, logprobs, ended, strict=True), strict=True))
         return [found[i] for i in range(len(part))]

@@ -1,8 +1,7 @@
-"""What a run of reinforcement learning has no room for: completions too long for the model, weights in pieces."""
+"""What a run of reinforcement learning has no room for: completions too long for the model."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainingArguments
 
 
 def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
@@ -46,19 +44,3 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
                 f"that {config.model_name_or_path} has room for; lower --{flag}, or "
                 f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop"
             )
-
-
-def check_not_sharded(arguments: TrainingArguments) -> None:
-    """Refuse to sample from weights that are spread over processes.
-
-    Raises:
-        UserError: FSDP, or ZeRO's third stage, is asked for by a flag or by the launcher.
-    """
-    fsdp = bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    plugin = getattr(arguments, "deepspeed_plugin", None)
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if fsdp or zero3:
-        raise UserError(
-            f"sampling from weights that {'FSDP' if fsdp else 'ZeRO-3'} spreads over processes is not built yet; take "
-            "--accelerate_config multi_gpu, zero1 or zero2, which keep them whole"
-        )

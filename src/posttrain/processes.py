@@ -1,0 +1,33 @@
+"""`accelerate launch` as a module that ends as its processes do: with their exit code, and without the launcher's own
+account of it, under which what a process had said would be lost."""
+
+import logging
+import sys
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+_STOPPED_BY_THE_OTHERS = -15
+
+
+def main() -> int:
+    """Run the words of the command line as `accelerate launch` would.
+
+    Returns:
+        0, the exit code of the process that failed, or 128 + N where signal N ended it.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        launch_command(launch_command_parser().parse_args())
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        code = next((code for code in codes if code != _STOPPED_BY_THE_OTHERS), _STOPPED_BY_THE_OTHERS)
+        return code if code >= 0 else 128 - code
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Weights that FSDP or DeepSpeed spread over processes: who does it, and how they come together again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+# What wrappers put into the names of parameters.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def is_sharded(arguments: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed will place the weights, by flag or by the launcher's configuration."""
+    launched = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+    return launched or bool(arguments.fsdp or arguments.deepspeed)
+
+
+def spreads_weights(arguments: TrainingArguments) -> bool:
+    """Whether a process will hold a part of the weights only: FSDP, or ZeRO's third stage."""
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    return uses_fsdp(arguments) or (plugin is not None and plugin.zero_stage == 3)
+
+
+def uses_fsdp(arguments: TrainingArguments) -> bool:
+    """Whether FSDP is asked for, by flag or by the launcher's configuration."""
+    return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
+    """Makes accelerate shard on CPUs, too, where it would silently train with DDP: it knows FSDP on accelerators only,
+    and torch on gloo as well. Called between the making of the arguments and that of the trainer.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    if not uses_fsdp(arguments) or arguments.distributed_state.distributed_type != DistributedType.MULTI_CPU:
+        return
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    PartialState._shared_state["device"] = torch.device("cpu")  # torch's FSDP compares; a CPU has no number there
+    # Sending rank 0's weights to the others wants an accelerator; every process reads the same ones.
+    os.environ["FSDP_SYNC_MODULE_STATES"] = "false"
+    if arguments.fsdp_plugin_args:
+        arguments.fsdp_plugin_args["sync_module_states"] = False
+
+
+class WholePolicy:
+    """The policy to sample from, in one piece. Where each process holds all weights that is the policy itself; else a
+    replica, made before the weights are spread and brought up to date by all processes together, so that each may then
+    take as many passes as its completions need.
+
+    Args:
+        model: the policy with its adapters, not yet wrapped.
+        spread: whether its weights will be.
+    """
+
+    def __init__(self, model: nn.Module, spread: bool):
+        self.replica = copy.deepcopy(model).requires_grad_(False) if spread else None
+
+    def of(self, policy: nn.Module, device: torch.device) -> nn.Module:
+        """The policy as it is now; called by all processes.
+
+        Args:
+            policy: the trained model, spread or not.
+            device: where to sample.
+        """
+        if self.replica is None:
+            return policy
+        self.replica.to(device)
+        own = dict(self.replica.named_parameters())
+        with torch.no_grad():
+            for name, whole in whole_parameters(policy):
+                own[name].copy_(whole)
+        return self.replica
+
+
+def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every parameter in one piece, layer by layer; called, and read to the end, by all processes.
+
+    Args:
+        model: wrapped by FSDP or DeepSpeed, or whole.
+    """
+    units = {name: module for name, module in model.named_modules() if isinstance(module, FullyShardedDataParallel)}
+    if not units:
+        for name, parameter in model.named_parameters():
+            with _gathered(parameter):
+                yield _plain(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.data
+    for prefix, unit in units.items():
+        inner = tuple(_plain(f"{other}.") for other in units if other != prefix and other.startswith(prefix))
+        with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+            for name, parameter in unit.named_parameters(prefix=prefix):
+                if not _plain(name).startswith(inner):
+                    yield _plain(name), parameter.data
+
+
+def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """What a model folder holds of a model that FSDP has spread, on the CPU; called by all processes.
+
+    Args:
+        model: wrapped.
+        keep: whether this process wants it; the others get an empty one.
+    """
+    state = {}
+    for name, whole in whole_parameters(model):
+        if keep:
+            state[name] = whole.detach().to("cpu", copy=True)
+    for prefix, module in model.named_modules() if keep else ():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                state[_plain(name)] = buffer.detach().to("cpu", copy=True)
+    return state
+
+
+def _gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters([parameter])
+
+
+def _plain(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("module.")
