@@ -149,7 +149,7 @@ def test_transformers_takes_the_arguments_without_a_warning(tmp_path: Path) -> N
     assert arguments.gradient_checkpointing is True
     assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert arguments.lr_scheduler_kwargs == {"num_cycles": 2}
-    assert (arguments.warmup_steps, arguments.eval_steps, arguments.remove_unused_columns) == (0.1, 100, False)
+    assert (arguments.warmup_steps, arguments.eval_steps) == (0.1, 100)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_several_losses_with_weights() -> None:
         ("sft", "--logging_steps 0", "logging_steps is 0"),
         ("sft", "--lr_scheduler_type greedy", "follows evaluations; set eval_strategy"),
         ("sft", "--dataloader_prefetch_factor 2", "needs dataloader_num_workers above 0"),
-        ("sft", "--dataset_streaming", "is not built yet"),
+        ("sft", "--dataset_streaming", "dataset_streaming needs max_steps"),
         ("sft", "--test_split_size 1.5", "test_split_size is 1.5"),
         ("sft", "--label_smoothing_factor 0.1", "label_smoothing_factor is not available"),
         ("sft", '--datasets [{"path":"a/b"}]', "dataset_name and datasets both name the rows"),

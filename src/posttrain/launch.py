@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, suggestion
+from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, remark, suggestion
 from posttrain.errors import UserError
 from posttrain.hub_access import check as check_hub
 from posttrain.hub_access import take_token, without_token
@@ -64,6 +64,9 @@ def train(
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
     if not launched:
         check_hub(config)
+        idle = remark(config)
+        if idle is not None:
+            logging.getLogger(__name__).info(idle)
     if not launched and _needs_launcher(launch):
         return supervise(launcher_command(launch, without_token(command)), os.environ | launcher_environment(launch))
     if launched:

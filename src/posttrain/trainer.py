@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
@@ -28,6 +27,7 @@ from posttrain.errors import UserError
 from posttrain.losses import Loss
 from posttrain.methods import Method
 from posttrain.sharding import is_sharded, whole_state_dict
+from posttrain.trainer_flags import PackedTrainer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
 TIMINGS = ("tokens_per_second", "step_time", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
@@ -62,7 +62,7 @@ class _Counts:
                 self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
 
 
-class PostTrainer(Trainer):
+class PostTrainer(PackedTrainer):
     """transformers.Trainer for packed batches.
 
     Args:

@@ -17,6 +17,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
+from posttrain.arguments import checked_arguments
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.tokenizer import load_tokenizer
@@ -142,7 +143,7 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
         decided["ddp_find_unused_parameters"] = False  # every parameter takes part; looking for others costs time
     if config.dataloader_pin_memory is None:
         decided["dataloader_pin_memory"] = on_gpu
-    return TrainingArguments(**config.training_arguments(**decided))
+    return checked_arguments(config.training_arguments(**decided))
 
 
 # Where results go, and what only watches a run: without a say in what is trained.
@@ -195,6 +196,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         (beside / "training_args.bin").unlink(missing_ok=True)
         history = trainer.state.log_history
         state = dataclasses.asdict(trainer.state)
+        state["best_model_checkpoint"] = None  # a path; what was logged there stands in the history
         state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
         text = json.dumps(state, indent=2, sort_keys=True) + "\n"
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ Nothing here imports torch or transformers: a wrong flag is reported at once.
 """
 
 from posttrain.config.common import CommonConfig, DatasetSource
+from posttrain.config.effects import remark
 from posttrain.config.fields import suggestion
 from posttrain.config.help_page import help_page
 from posttrain.config.methods import METHODS, DPOConfig, RewardConfig, SFTConfig
@@ -28,5 +29,6 @@ __all__ = [
     "help_page",
     "load_yaml",
     "parse_command_line",
+    "remark",
     "suggestion",
 ]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+from posttrain.config.effects import without_effect
 from posttrain.config.fields import flag, flags_of
+from posttrain.config.rules import training_problems
 from posttrain.config.training import TrainingFlags
 from posttrain.errors import UserError
 
@@ -22,6 +24,7 @@ LORA_FLAGS = [
     "use_rslora",
     "use_dora",
 ]
+FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"]
 # transformers renamed two of its arguments in this version and warns about the old names from then on.
 CHECKPOINTING_RENAMED_IN = (5, 23)
 SECRETS = {"hub_token"}
@@ -38,6 +41,7 @@ class DatasetSource:
     split: str = flag("train", "Split to take.")
     columns: list[str] | None = flag(None, "Columns to keep; unset: all.")
     fraction: float | None = flag(None, "Share of the mixture; give it for all datasets or for none.", low=0)
+    seed: int | None = flag(None, "Take the rows of that share at random, by this seed; unset: the first ones.", low=0)
 
 
 @dataclass(kw_only=True)
@@ -87,10 +91,12 @@ class DataFlags:
     dataset_config: str | None = flag(None, "Configuration of a hub dataset.")
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to evaluate on.")
-    dataset_streaming: bool = flag(False, "Refused for now: tokenised rows are kept in a file mapped into memory.")
+    dataset_streaming: bool = flag(False, "Tokenise rows as they are read, and keep none on disk; needs max_steps.")
     datasets: list[DatasetSource] = flag([], "A mixture of datasets, in a YAML file (or as JSON).")
-    streaming: bool = flag(False, "Refused for now, as dataset_streaming.")
-    test_split_size: float | None = flag(None, "Rows (share of all below 1) of the mixture to hold out.", low=0)
+    streaming: bool = flag(False, "As dataset_streaming; the name that stands beside `datasets:`.")
+    test_split_size: float | None = flag(
+        None, "Rows (share of all below 1) to hold out at random, by the seed; with streaming the first ones.", low=0
+    )
     dataset_num_proc: int | None = flag(None, "Without effect: rows are tokenised in batches, on all cores.", low=1)
 
 
@@ -132,15 +138,21 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
             **overrides: Values that take the place of the config's, by flag name; None leaves transformers' default.
 
         Returns:
-            Those that are not None.
+            Those that are not None, without the flags that change nothing here.
         """
-        values = {name: getattr(self, name) for name in flags_of(TrainingFlags)} | overrides
+        idle = without_effect(type(self))
+        values = {name: getattr(self, name) for name in flags_of(TrainingFlags) if name not in idle} | overrides
         new_names = tuple(int(part) for part in version("transformers").split(".")[:2]) >= CHECKPOINTING_RENAMED_IN
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             new = old.replace("gradient", "activation")
             values[new if new_names else old] = values[old]
             del values[old if new_names else new]
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether rows to train on are read as they are needed, whichever of the two flags says so."""
+        return self.dataset_streaming or self.streaming
 
     def to_mapping(self) -> dict[str, Any]:
         """The flags and their values as plain data that can be written to a file; secrets are left out."""
@@ -156,7 +168,7 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
             yield "dataset_name and datasets both name the rows; give one of them"
         yield from self._data_problems()
         yield from self._model_problems()
-        yield from self._training_problems()
+        yield from training_problems(self)
 
     def validate(self, where: str = "") -> None:
         """Check the rules between flags.
@@ -171,62 +183,50 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
             raise UserError(f"{where}: {problem}" if where else problem)
 
     def _data_problems(self) -> Iterator[str]:
-        with_fraction = [source.fraction is not None for source in self.datasets]
-        if any(with_fraction) and not all(with_fraction):
-            yield "datasets: fraction stands with some datasets only; give it for all of them or for none"
-        for name in ("streaming", "dataset_streaming"):
-            if getattr(self, name):
-                yield (
-                    f"{name} is not built yet: rows are read one by one and kept, tokenised, in a file mapped into "
-                    "memory, so large data needs disk and no memory; leave it out, or take a part of the data"
-                )
+        fractions = [source.fraction for source in self.datasets]
+        if any(fraction is not None for fraction in fractions):
+            missing = next((i for i, fraction in enumerate(fractions) if fraction is None), None)
+            if missing is not None:
+                yield f"datasets[{missing}].fraction is missing; give a fraction for all datasets or for none"
+            elif not sum(fraction or 0.0 for fraction in fractions):
+                yield "datasets[0].fraction is 0, as all others are, which leaves no rows; give one above 0"
+        for i, source in enumerate(self.datasets):
+            if source.seed is not None and source.fraction is None:
+                yield f"datasets[{i}].seed draws the rows of a fraction, and there is none; give one, or leave it out"
+        if self.is_streamed:
+            yield from self._streaming_problems()
         size = self.test_split_size
         if size is not None and (size == 0 or (size > 1 and size % 1)):
             yield f"test_split_size is {size:g}; it must be a share below 1 or a whole number of rows"
+
+    def _streaming_problems(self) -> Iterator[str]:
+        name = "dataset_streaming" if self.dataset_streaming else "streaming"
+        if self.max_steps is None or self.max_steps <= 0:
+            yield f"{name} needs max_steps: nobody knows how many rows come, so an epoch has no length"
+        if self.test_split_size is not None and self.test_split_size < 1:
+            yield (
+                f"test_split_size {self.test_split_size:g} is a share of rows, which {name} does not count; give a "
+                "whole number: the first rows are held out"
+            )
+        for i, source in enumerate(self.datasets):
+            if source.seed is not None:
+                yield f"datasets[{i}].seed draws among all rows, which {name} does not count; leave it out"
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            yield (
+                f"train_sampling_strategy {self.train_sampling_strategy} picks among all rows, and {name} reads them "
+                "in their order; leave one of them out"
+            )
+        if getattr(self, "precompute_ref_log_probs", False):
+            yield f"precompute_ref_log_probs goes through all rows before training, and {name} has no end; leave it out"
 
     def _model_problems(self) -> Iterator[str]:
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_4bit and load_in_8bit exclude each other; give one of them"
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             yield "quantised weights cannot be trained themselves; add use_peft to train adapters on them"
-        unused = [name for name in LORA_FLAGS if name in self.explicit]
-        if unused and "use_peft" not in self.explicit and not self.use_peft:
-            yield f"{', '.join(unused)} without use_peft would do nothing; add use_peft, or leave it out"
-
-    def _training_problems(self) -> Iterator[str]:
-        evaluates = self.eval_strategy not in (None, "no")
-        if self.fp16 and self.bf16:
-            yield "fp16 and bf16 exclude each other; give one of them"
-        if self.fp16_full_eval and self.bf16_full_eval:
-            yield "fp16_full_eval and bf16_full_eval exclude each other; give one of them"
-        if self.label_smoothing_factor:
-            yield "label_smoothing_factor is not available here; leave it out (DPO has label_smoothing)"
-        if self.average_tokens_across_devices is False:
-            yield "average_tokens_across_devices cannot be switched off: a step always divides by its tokens everywhere"
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not evaluates:
-            yield f"lr_scheduler_type {self.lr_scheduler_type} follows evaluations; set eval_strategy to steps or epoch"
-        if self.dataloader_prefetch_factor is not None and not self.dataloader_num_workers:
-            yield "dataloader_prefetch_factor needs dataloader_num_workers above 0"
-        if self.logging_steps == 0 and self.logging_strategy in (None, "steps"):
-            yield "logging_steps is 0; give a number of steps, or set logging_strategy to no"
-        for name in ("logging_steps", "eval_steps", "save_steps"):
-            steps = getattr(self, name)
-            if steps is not None and steps > 1 and steps % 1:
-                yield f"{name} is {steps:g}; it must be a share below 1 or a whole number of steps"
-        if self.load_best_model_at_end:
-            yield from self._best_model_problems(evaluates)
-
-    def _best_model_problems(self, evaluates: bool) -> Iterator[str]:
-        saving, evaluating = self.save_strategy or "steps", self.eval_strategy
-        if not evaluates:
-            yield "load_best_model_at_end needs evaluations; set eval_strategy to steps or epoch"
-        elif saving not in ("best", evaluating):
-            yield f"load_best_model_at_end needs save_strategy {evaluating} (as eval_strategy) or best, not {saving}"
-        elif saving == "steps":
-            save_steps, eval_steps = self.save_steps or 500, self.eval_steps or self.logging_steps
-            ratio = save_steps / eval_steps
-            if (save_steps < 1) != (eval_steps < 1) or abs(ratio - round(ratio)) > 1e-9:
-                yield (
-                    f"load_best_model_at_end needs save_steps ({save_steps:g}) to be a multiple of eval_steps"
-                    f" ({eval_steps:g})"
-                )
+        for switch, names in (("use_peft", LORA_FLAGS), ("load_in_4bit", FOUR_BIT_FLAGS)):
+            unused = [name for name in names if name in self.explicit]
+            if unused and switch not in self.explicit and not getattr(self, switch):
+                yield f"{', '.join(unused)} without {switch} would do nothing; add {switch}, or leave it out"
+        if self.lora_task_type == "SEQ_CLS" and self.method != "reward":
+            yield f"lora_task_type SEQ_CLS is for models with a score, which {self.method} does not train; leave it out"

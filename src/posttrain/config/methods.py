@@ -87,7 +87,7 @@ class RewardFlags:
     )
     disable_dropout: bool = flag(True, "No dropout in the model.")
     pad_to_multiple_of: int | str | None = flag("auto", "Accepted without effect: batches never hold padding.")
-    lora_task_type: str = flag("SEQ_CLS", "Kind of model for peft: one with a score.", choices=("SEQ_CLS",))
+    lora_task_type: str = flag("SEQ_CLS", "Kind of model for peft: one with a score.", choices=("CAUSAL_LM", "SEQ_CLS"))
 
 
 @dataclass(kw_only=True)
@@ -156,6 +156,8 @@ class RewardConfig(RewardFlags, CommonConfig):
         yield from super().problems()
         if self.router_aux_loss_coef is not None:
             yield "router_aux_loss_coef: transformers' classifiers compute no router loss; leave it out"
+        if self.lora_task_type != "SEQ_CLS":
+            yield "lora_task_type CAUSAL_LM would lose the score head of the reward model; leave it out"
 
 
 METHODS: dict[str, type[CommonConfig]] = {

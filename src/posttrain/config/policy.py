@@ -58,7 +58,7 @@ class RolloutFlags:
     rollout_batch_size: int = flag(
         512, "Completions that a process generates at a time, while the rewards of those before are computed.", low=1
     )
-    shuffle_dataset: bool = flag(True, "Take the prompts in a random order.")
+    shuffle_dataset: bool | None = flag(True, "Take the prompts in a random order; none: as false.")
     mask_truncated_completions: bool = flag(False, "Do not train on completions that were cut off.")
     dynamic_sampling: bool = flag(False, "Replace groups whose rewards are all the same by new prompts (DAPO).")
     max_resampling_rounds: int = flag(3, "How often that is tried before such groups are kept.", low=1)
@@ -174,8 +174,14 @@ class PolicyConfig(PolicyFlags, RolloutFlags, GenerationFlags, RewardSourceFlags
             yield "sync_ref_model moves a reference that beta 0 has no use for; give beta, or leave it out"
         if self.sync_ref_model and self.use_peft:
             yield "sync_ref_model needs a reference apart from the base model of the adapters; leave out one of the two"
-        if self.num_completions_to_print is not None and not self.log_completions:
-            yield "num_completions_to_print without log_completions would do nothing; add log_completions"
+        for name in ("num_completions_to_print", "log_unique_prompts"):
+            if getattr(self, name) and not self.log_completions:
+                yield f"{name} without log_completions would do nothing; add log_completions"
+        if self.train_sampling_strategy not in (None, "random"):
+            yield (
+                f"train_sampling_strategy {self.train_sampling_strategy} is for rows; prompts come in a random order, "
+                "or with --no_shuffle_dataset in that of the data"
+            )
 
 
 @dataclass(kw_only=True)

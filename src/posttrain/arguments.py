@@ -1,0 +1,71 @@
+"""transformers' arguments of a run, with its complaints about them told before any weight is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from posttrain.errors import UserError
+
+
+def checked_arguments(values: Mapping[str, Any]) -> TrainingArguments:
+    """TrainingArguments that a run can be made with.
+
+    Args:
+        values: keyword arguments of TrainingArguments.
+
+    Raises:
+        UserError: they do not fit together, or an optimizer or a package that they name is not installed.
+    """
+    kept = dict(values)
+    if "WORLD_SIZE" not in os.environ:
+        kept.pop("ddp_backend", None)  # a single process has nobody to talk to, and transformers would ask it for one
+    if kept.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("--deepspeed needs a package that is not installed: pip install deepspeed")
+    with _complaints_about(""):
+        arguments = TrainingArguments(**kept)
+    if arguments.fsdp and arguments.world_size == 1:
+        raise UserError(
+            "--fsdp shards a model over processes, and this is one; add --num_processes, or leave --fsdp out"
+        )
+    optim, schedule = (str(getattr(one, "value", one)) for one in (arguments.optim, arguments.lr_scheduler_type))
+    with _complaints_about(f"--optim {optim}: "):
+        _try_optimizer(arguments, optim)
+    settings = arguments.lr_scheduler_kwargs
+    with _complaints_about(f"--lr_scheduler_type {schedule} with --lr_scheduler_kwargs {settings}: "):
+        _try_schedule(schedule, settings)
+    return arguments
+
+
+@contextlib.contextmanager
+def _complaints_about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise UserError(f"{what}{_first_sentences(error)}") from error
+
+
+def _first_sentences(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _try_optimizer(arguments: TrainingArguments, name: str) -> None:
+    """Look the optimizer up; those that want a model, which is not there yet, can be asked for their package only."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except ValueError:
+        if not name.startswith(("galore", "apollo", "lomo", "adalomo")):
+            raise
+
+
+def _try_schedule(name: str, settings: dict[str, Any] | str | None) -> None:
+    """Make the schedule for an optimizer of nothing."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=100, scheduler_specific_kwargs=settings or {})

@@ -1,0 +1,84 @@
+"""Flags that are accepted and change nothing, with the reason: the design makes them needless."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from posttrain.config.fields import flags_of
+
+if TYPE_CHECKING:
+    from posttrain.config.common import CommonConfig
+
+_NO_PADDING = "batches never hold padding"
+_NO_PREDICTIONS = "evaluation adds up losses and metrics, and keeps no predictions"
+_AS_IN_TRAINING = "evaluation takes the precision of training"
+_NO_WHOLE_LOGITS = "what it saves is saved for every model: log-probs are computed without whole logits in memory"
+_SAMPLED = "batches are sampled, not read"
+_OWN_ENGINE = "posttrain's own engine generates, with caches of its own"
+_WITHOUT_VLLM = "it is for vLLM, which is not built in yet"
+
+_FOR_ALL = {
+    "padding_free": _NO_PADDING,
+    "pad_to_multiple_of": _NO_PADDING,
+    "dataset_num_proc": "rows are tokenised in batches, on all cores",
+    "remove_unused_columns": "each method picks its columns, and rewards get all of them",
+    "length_column_name": "the lengths of tokenised rows are known",
+    "eval_accumulation_steps": _NO_PREDICTIONS,
+    "eval_do_concat_batches": _NO_PREDICTIONS,
+    "eval_use_gather_object": _NO_PREDICTIONS,
+    "batch_eval_metrics": _NO_PREDICTIONS,
+    "prediction_loss_only": _NO_PREDICTIONS,
+    "include_for_metrics": _NO_PREDICTIONS,
+    "label_names": "there are no label columns",
+    "bf16_full_eval": _AS_IN_TRAINING,
+    "fp16_full_eval": _AS_IN_TRAINING,
+    "use_liger_kernel": _NO_WHOLE_LOGITS,
+    "liger_kernel_config": _NO_WHOLE_LOGITS,
+    "skip_memory_metrics": "peak_memory_mib is logged at no cost",
+    "average_tokens_across_devices": "it is always so: all processes share one divisor",
+    "do_train": "the command trains",
+    "local_rank": "the launcher says it in the environment",
+}
+_FOR_ROLLOUTS = {
+    "dataloader_num_workers": _SAMPLED,
+    "dataloader_prefetch_factor": _SAMPLED,
+    "dataloader_persistent_workers": _SAMPLED,
+    "dataloader_multiprocessing_context": _SAMPLED,
+    "dataloader_in_order": _SAMPLED,
+    "dataloader_pin_memory": _SAMPLED,
+    "dataloader_drop_last": "generations are always whole",
+    "log_multimodal": "there is nothing but text",
+    "cache_implementation": _OWN_ENGINE,
+    "use_transformers_continuous_batching": _OWN_ENGINE,
+    "transformers_continuous_batching_config": _OWN_ENGINE,
+    "use_transformers_paged": _OWN_ENGINE,
+    "ds3_gather_for_generation": "sampling gathers what it needs",
+}
+
+
+def without_effect(cls: type[CommonConfig]) -> dict[str, str]:
+    """The flags of a method that change nothing, each with the reason.
+
+    Args:
+        cls: The config of the method.
+    """
+    reasons = dict(_FOR_ALL)
+    if cls.data_kind == "prompts":
+        reasons |= _FOR_ROLLOUTS
+        reasons |= {name: _WITHOUT_VLLM for name in flags_of(cls) if name.startswith("vllm_")}
+    return {name: reasons[name] for name in flags_of(cls) if name in reasons}
+
+
+def remark(config: CommonConfig) -> str | None:
+    """One line about the flags that the user set and that change nothing, or None.
+
+    Args:
+        config: With the names that the user set, in `explicit`.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in without_effect(type(config)).items():
+        if name in config.explicit:
+            reasons.setdefault(reason, []).append(name)
+    if not reasons:
+        return None
+    return "Without effect here: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items())

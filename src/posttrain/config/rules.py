@@ -1,0 +1,68 @@
+"""Rules between the flags that transformers owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from posttrain.config.common import CommonConfig
+
+
+def training_problems(config: CommonConfig) -> Iterator[str]:
+    """What is wrong between the flags of transformers, one message a mistake."""
+    evaluates = config.eval_strategy not in (None, "no")
+    if config.fp16 and config.bf16:
+        yield "fp16 and bf16 exclude each other; give one of them"
+    if config.fp16_full_eval and config.bf16_full_eval:
+        yield "fp16_full_eval and bf16_full_eval exclude each other; give one of them"
+    if config.label_smoothing_factor:
+        yield (
+            "label_smoothing_factor is not available: log-probs of the target tokens alone are computed, never "
+            "those of the whole vocabulary; leave it out (DPO has label_smoothing, for pairs)"
+        )
+    if config.average_tokens_across_devices is False:
+        yield "average_tokens_across_devices cannot be switched off: a step always divides by its tokens everywhere"
+    for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
+        if getattr(config, f"dataloader_{name}") and not config.dataloader_num_workers:
+            yield f"dataloader_{name} needs dataloader_num_workers above 0"
+    if config.logging_steps == 0 and config.logging_strategy in (None, "steps"):
+        yield "logging_steps is 0; give a number of steps, or set logging_strategy to no"
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        steps = getattr(config, name)
+        if steps is not None and steps > 1 and steps % 1:
+            yield f"{name} is {steps:g}; it must be a share below 1 or a whole number of steps"
+    if config.save_strategy == "best" and config.metric_for_best_model is None and not config.load_best_model_at_end:
+        yield "save_strategy best needs to know what is best; give metric_for_best_model, such as loss"
+    if config.load_best_model_at_end or config.save_strategy == "best":
+        yield from _best_model_problems(config, evaluates)
+    yield from _optimizer_problems(config, evaluates)
+
+
+def _optimizer_problems(config: CommonConfig, evaluates: bool) -> Iterator[str]:
+    if config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not evaluates:
+        yield f"lr_scheduler_type {config.lr_scheduler_type} follows evaluations; set eval_strategy to steps or epoch"
+    projects = (config.optim or "").startswith(("galore", "apollo"))
+    if projects and config.optim_target_modules is None:
+        yield f"optim {config.optim} needs to know what it projects; give optim_target_modules, such as all-linear"
+    if config.optim_target_modules is not None and not projects:
+        yield "optim_target_modules is for GaLore and APOLLO; set optim to one of them, or leave it out"
+    if config.optim_args is not None and any(part.count("=") != 1 for part in config.optim_args.split(",")):
+        yield f"optim_args is {config.optim_args!r}; it must be of the form rank=64,scale=0.5"
+
+
+def _best_model_problems(config: CommonConfig, evaluates: bool) -> Iterator[str]:
+    saving, evaluating = config.save_strategy or "steps", config.eval_strategy
+    if not evaluates:
+        asking = "load_best_model_at_end" if config.load_best_model_at_end else "save_strategy best"
+        yield f"{asking} needs evaluations; set eval_strategy to steps or epoch"
+    elif saving not in ("best", evaluating):
+        yield f"load_best_model_at_end needs save_strategy {evaluating} (as eval_strategy) or best, not {saving}"
+    elif saving == "steps":
+        save_steps, eval_steps = config.save_steps or 500, config.eval_steps or config.logging_steps
+        ratio = save_steps / eval_steps
+        if (save_steps < 1) != (eval_steps < 1) or abs(ratio - round(ratio)) > 1e-9:
+            yield (
+                f"load_best_model_at_end needs save_steps ({save_steps:g}) to be a multiple of eval_steps"
+                f" ({eval_steps:g})"
+            )
