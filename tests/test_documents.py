@@ -1,51 +1,265 @@
-"""Every command in the README and the other documents is one that exists."""
+"""What the documents tell a person to type or to write is understood: commands, flags, files, rows, links and pages."""
 
 import re
-import shlex
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pytest
+import yaml
+from documents import DOCUMENTS, ROOT, Block, anchors, blocks, links, spans, text_of, words_of
 
-from posttrain.config import parse_command_line
+from posttrain.config import METHODS, parse_command_line
+from posttrain.config.fields import flags_of, is_bool
+from posttrain.config.parse import FileOption, LaunchOptions
+from posttrain.config.renamed import refusal
+from posttrain.config.yaml_files import load_yaml
+from posttrain.data.formats import parse_preference, parse_sft
+from posttrain.data.prompts import parse_prompt
+from posttrain.data.readers import read_rows
+from posttrain.experiment.params import stage_config
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
+# Programs whose own words are not looked at.
+OTHER_PROGRAMS = {".", "accelerate", "cd", "export", "git", "hf", "iconv", "ls", "nvidia-smi", "tail"}
+# Flags in code spans that are not posttrain's but git's, pip's or another program's.
+OTHER_FLAGS = {"--help", "--version", "--config", "--params", "--extra"}
+KIND_OF_PAGE = {
+    "docs/sft.md": "sft",
+    "docs/reward.md": "preference",
+    "docs/dpo.md": "preference",
+    "docs/grpo.md": "prompts",
+    "docs/rloo.md": "prompts",
+}
+PARSERS = {
+    "sft": lambda columns: parse_sft(columns, "text"),
+    "preference": parse_preference,
+    "prompts": parse_prompt,
+}
+CHECKED_LANGUAGES = {"sh", "python", "json", "jsonl", "yaml", "jinja"}
 
 
-def code_of(document: str) -> str:
-    """The code of a document, a command a line."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-    return re.sub(r"\\\n\s*", " ", "\n".join([*blocks, *spans]))
+def all_blocks(*languages: str) -> list[Any]:
+    found = [block for document in DOCUMENTS for block in blocks(document, *languages)]
+    return [pytest.param(block, id=block.place) for block in found]
+
+
+@pytest.mark.parametrize("block", all_blocks())
+def test_every_block_is_of_a_language_that_is_checked(block: Block) -> None:
+    assert block.language in CHECKED_LANGUAGES | {"text"}, "write ```text for what a person only reads"
+    if block.language == "text":
+        assert not re.search(r"^(posttrain|make|dvc) ", block.text, flags=re.MULTILINE), "commands stand in ```sh"
+
+
+# -- commands
+
+
+def shell_commands() -> list[Any]:
+    found = [(block, command) for document in DOCUMENTS for block in blocks(document, "sh") for command in block.commands()]
+    found += [
+        (Block(document, 0, "sh", span, ""), span)
+        for document in DOCUMENTS
+        for span in spans(document)
+        if re.match(r"(make|posttrain|dvc|python) +[a-z-]", span) and not re.search(r"[…A-Z]{3,}(?!=)", span)
+    ]
+    return [pytest.param(block, command, id=f"{block.place} {command[:60]}") for block, command in found]
+
+
+@pytest.mark.parametrize(("block", "command"), shell_commands())
+def test_commands_are_understood(
+    block: Block, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, *words = words_of(command)
+    program = program.removeprefix(".venv/bin/")
+    if program == "posttrain":
+        monkeypatch.chdir(tmp_path)
+        write_files_of(block.document, tmp_path)
+        check_posttrain(words, tmp_path)
+    elif program == "make":
+        check_make(words)
+    elif program == "python":
+        monkeypatch.chdir(ROOT)
+        check_python(words)
+    elif program == "dvc":
+        check_dvc(words)
+    elif program == "pip":
+        check_pip(words)
+    else:
+        assert program in OTHER_PROGRAMS, f"no check knows {program}"
+
+
+def write_files_of(document: str, folder: Path) -> None:
+    """The YAML files that a document shows, under the names in their first lines."""
+    for block in blocks(document, "yaml"):
+        name = re.match(r"# (\S+\.yaml)\b", block.text)
+        if name:
+            (folder / name[1]).write_text(block.text, encoding="utf-8")
+
+
+def check_posttrain(words: list[str], folder: Path) -> None:
+    from posttrain.cli import COMMANDS
+
+    if words and words[0] in COMMANDS:
+        check_other_command(*words)
+        return
+    if words in ([], ["--help"], ["--version"]):
+        return
+    method, *flags = words
+    assert method in METHODS
+    if flags in ([], ["--help"]):
+        return
+    if "--config" in flags and not (folder / flags[flags.index("--config") + 1]).exists():
+        minimal = "model_name_or_path: m\ndataset_name: d\n"
+        (folder / flags[flags.index("--config") + 1]).write_text(minimal, encoding="utf-8")
+    config, launch = parse_command_line(method, flags)
+    assert config.model_name_or_path
+    if launch.accelerate_config is not None and "/" not in launch.accelerate_config:
+        assert (ROOT / "accelerate_configs" / f"{launch.accelerate_config}.yaml").is_file()
+
+
+def check_other_command(name: str, *words: str) -> None:
+    if name == "completion":
+        assert set(words) <= {"bash", "zsh", "fish"}
+    elif name == "env":
+        assert not words
+    else:
+        assert name == "inspect"
+
+
+def check_make(words: list[str]) -> None:
+    makefile = text_of("Makefile")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.MULTILINE))
+    assert {word for word in words if "=" not in word} <= targets
+    variables = {word.partition("=")[0] for word in words if "=" in word}
+    assert all(f"$({name})" in makefile or f"{name} ?=" in makefile for name in variables)
+
+
+def check_python(words: list[str]) -> None:
+    if words[0] == "-m":
+        file = ROOT / "src" / (words[1].replace(".", "/") + ".py")
+        assert file.is_file()
+        return
+    file, rest = ROOT / words[0], words[1:]
+    assert file.is_file()
+    if file.parent.name == "scripts" and file.stem in METHODS:
+        stage_config(file.stem, rest)
+        return
+    source = file.read_text(encoding="utf-8")
+    assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
+
+
+def check_dvc(words: list[str]) -> None:
+    from dvc.cli import parse_args
+
+    arguments = parse_args(words)
+    stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
+    for target in getattr(arguments, "targets", None) or []:
+        assert target.partition("@")[0] in stages or (ROOT / target).exists()
+    params = load_yaml(ROOT / "params.yaml")
+    for setting in getattr(arguments, "set_param", None) or []:
+        name, _, value = setting.partition("=")
+        section, _, key = name.partition(".")
+        if section in METHODS:
+            parse_command_line(section, [f"--{key}", value], params[section], f"params.yaml: {section}")
+        else:
+            assert key in params[section]
+
+
+def check_pip(words: list[str]) -> None:
+    import tomllib
+
+    extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
+    for word in words:
+        for named in re.findall(r"^\S*\[([\w,-]+)\]$", word):
+            assert set(named.split(",")) <= set(extras)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_make_targets_exist(document: str) -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    named = set(re.findall(r"^make +([a-z][a-z-]*)", code_of(document), flags=re.MULTILINE))
-    assert named <= targets
+def test_flags_in_the_text_exist(document: str) -> None:
+    known = {name for cls in (*METHODS.values(), LaunchOptions, FileOption) for name in flags_of(cls)}
+    known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
+    for span in spans(document):
+        if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:
+            continue  # those have flags of their own
+        for flag in re.findall(r"(?<![\w-])--[a-z]\w*\b(?!…)", span):
+            name = flag.removeprefix("--")
+            assert name in known or flag in OTHER_FLAGS or refusal(name), f"{document}: {flag}"
 
 
-def commands() -> list[str]:
-    """The training commands of all documents, with their flags."""
-    found = (
-        re.findall(r"^posttrain (?:sft|reward|dpo|grpo|rloo) .*", code_of(name), flags=re.MULTILINE)
-        for name in DOCUMENTS
-    )
-    return [command for of_document in found for command in of_document if "--help" not in command]
+# -- files and rows
 
 
-@pytest.mark.parametrize("command", commands())
-def test_flags_of_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, method, *flags = shlex.split(command, comments=True)
-    monkeypatch.chdir(tmp_path)
-    if "--config" in flags:
-        Path(flags[flags.index("--config") + 1]).write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: o\n")
-    config, _ = parse_command_line(method, flags)
-    assert config.model_name_or_path
+@pytest.mark.parametrize("block", all_blocks("json", "jsonl"))
+def test_rows_are_understood(block: Block, tmp_path: Path) -> None:
+    kind = block.mark.removeprefix("rows ") or KIND_OF_PAGE[block.document]
+    file = tmp_path / f"rows.{block.language}l".replace("ll", "l")
+    file.write_text(block.text, encoding="utf-8")
+    rows = list(read_rows(file))
+    assert rows
+    for row in rows:
+        PARSERS[kind](row.columns)
 
 
-def test_the_readme_shows_commands() -> None:
-    assert "make pipeline" in code_of("README.md")
-    assert {command.split()[1] for command in commands()} == {"sft", "reward", "dpo", "grpo", "rloo"}
+@pytest.mark.parametrize("block", all_blocks("yaml"))
+def test_yaml_is_a_file_that_a_command_takes(block: Block, tmp_path: Path) -> None:
+    kind, _, name = block.mark.partition(" ")
+    file = tmp_path / "file.yaml"
+    file.write_text(block.text, encoding="utf-8")
+    if kind == "config":
+        parse_command_line(name, ["--config", str(file)])
+    elif kind == "params":
+        shown = load_yaml(file)[name]
+        parse_command_line(name, [], load_yaml(ROOT / "params.yaml")[name] | shown, f"params.yaml: {name}")
+    else:
+        assert kind == "accelerate", "say above the block what it is: <!-- config METHOD -->, params STAGE or accelerate"
+        from accelerate.commands.config.config_args import load_config_from_file
+
+        load_config_from_file(str(file))
+
+
+@pytest.mark.parametrize("block", all_blocks("python", "jinja"))
+def test_code_can_be_compiled(block: Block) -> None:
+    if block.language == "jinja":
+        jinja2.Environment().parse(block.text)
+    else:
+        compile(block.text, block.place, "exec")
+
+
+# -- links and pages
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for target in links(document):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path if path else ROOT / document
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(str(file.resolve().relative_to(ROOT))), target
+
+
+def test_pages_that_messages_name_exist() -> None:
+    sources = sorted((ROOT / "src/posttrain").rglob("*.py"))
+    named = {page for source in sources for page in re.findall(r"[\"']([a-z_]+\.md(?:#[a-z-]*)?)", source.read_text())}
+    assert "troubleshooting.md#out-of-memory" in named
+    for page in named:
+        file, _, anchor = page.partition("#")
+        assert (ROOT / "docs" / file).is_file(), page
+        assert not anchor or anchor in anchors(f"docs/{file}"), page
+
+
+def test_every_page_is_on_the_map() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert f"docs/{page.name}" in links("README.md"), f"the README has no link to docs/{page.name}"
+
+
+def test_every_method_has_a_page_with_the_same_parts() -> None:
+    parts = {"data", "a-first-run", "flags-that-matter", "what-to-watch", "common-mistakes", "differences-from-trl"}
+    for method in METHODS:
+        assert parts <= anchors(f"docs/{method}.md")
+        assert any(block.mark == "run" for block in blocks(f"docs/{method}.md", "sh"))
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    commands = [command for block in blocks("README.md", "sh") for command in block.commands()]
+    assert any(command.startswith("make pipeline") for command in commands)
+    assert any(command.startswith("make test") for command in commands)

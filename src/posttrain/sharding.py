@@ -54,6 +54,24 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
         arguments.fsdp_plugin_args["sync_module_states"] = False
 
 
+@contextlib.contextmanager
+def read_whole(arguments: TrainingArguments) -> Iterator[None]:
+    """While models are read and tried out: transformers would leave each process a part of the weights already then,
+    where ZeRO's third stage is to come."""
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    settings = getattr(arguments, "hf_deepspeed_config", None) or plugin.dschf
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(settings)
+
+
 class WholePolicy:
     """The policy to sample from, in one piece. Where each process holds all weights that is the policy itself; else a
     replica, made before the weights are spread and brought up to date by all processes together, so that each may then

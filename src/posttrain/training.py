@@ -31,7 +31,7 @@ from posttrain.models import (
     match_tokenizer,
     move_into_place,
 )
-from posttrain.sharding import allow_fsdp_on_cpu, is_sharded
+from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,20 @@ def run(method: Method) -> dict[str, float]:
     method.check(arguments, datasets)
 
     transformers.set_seed(arguments.seed)
+    try:
+        with read_whole(arguments):
+            model = _load(method, tokenizer, arguments)
+            scorer = method.make_scorer(model)
+            if config.work_dir is not None:
+                arguments.output_dir = str(Path(config.work_dir) / fingerprint(method, train, evaluation, model))
+            datasets = method.setup(model, scorer, datasets, arguments.device)
+        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts)
+    finally:
+        method.close()
+
+
+def _load(method: Method, tokenizer: Any, arguments: TrainingArguments) -> transformers.PreTrainedModel:
+    config = method.config
     model = method.load(tokenizer)
     match_tokenizer(model, tokenizer)
     if getattr(config, "disable_dropout", False):
@@ -70,13 +84,7 @@ def run(method: Method) -> dict[str, float]:
         model.config.output_router_logits = True
     if not (is_sharded(arguments) or config.load_in_4bit or config.load_in_8bit):
         model.to(arguments.device)  # before the trial of the ways to score, and before a reference scores the data
-    scorer = method.make_scorer(model)
-    if config.work_dir is not None:
-        arguments.output_dir = str(Path(config.work_dir) / fingerprint(method, train, evaluation, model))
-    try:
-        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts)
-    finally:
-        method.close()
+    return model
 
 
 def _train(
@@ -89,7 +97,6 @@ def _train(
     counts: dict[str, int],
 ) -> dict[str, float]:
     config = method.config
-    datasets = method.setup(model, scorer, datasets, arguments.device)
     trainer = PostTrainer(
         method,
         scorer,
@@ -141,6 +148,8 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
         decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if config.ddp_find_unused_parameters is None:
         decided["ddp_find_unused_parameters"] = False  # every parameter takes part; looking for others costs time
+    if config.push_to_hub and config.hub_model_id is None:
+        decided["hub_model_id"] = Path(config.output_dir).absolute().name
     if config.dataloader_pin_memory is None:
         decided["dataloader_pin_memory"] = on_gpu
     return checked_arguments(config.training_arguments(**decided))
@@ -150,6 +159,7 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
 WITHOUT_A_SAY = (
     *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
     *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
 )
 
 
@@ -200,13 +210,15 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
         text = json.dumps(state, indent=2, sort_keys=True) + "\n"
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")
+        trainer.write_card(beside, {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")})
+        names = sorted(path.name for path in beside.iterdir())
         move_into_place(beside, folder)
         if config.metrics_file:
             _write_metrics(config.metrics_file, metrics)
         if config.plots_file:
             _write_curve(config.plots_file, history)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        if trainer.args.push_to_hub:
+            trainer.push_model(folder, names)
 
 
 def _write_metrics(path: str, metrics: dict[str, float]) -> None:
