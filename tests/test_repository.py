@@ -20,7 +20,7 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "trainer_flags", "arguments", "publish", "model_card"},
+    {"training", "trainer", "trainer_flags", "arguments", "publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache"}

@@ -27,6 +27,7 @@ from posttrain.errors import UserError
 from posttrain.losses import Loss
 from posttrain.methods import Method
 from posttrain.sharding import is_sharded, whole_state_dict
+from posttrain.publish import HubTrainer
 from posttrain.trainer_flags import PackedTrainer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
@@ -62,7 +63,7 @@ class _Counts:
                 self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
 
 
-class PostTrainer(PackedTrainer):
+class PostTrainer(HubTrainer, PackedTrainer):
     """transformers.Trainer for packed batches.
 
     Args:

@@ -32,6 +32,7 @@ from posttrain.models import (
     move_into_place,
 )
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
+from posttrain.publish import create_repository
 from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def run(method: Method) -> dict[str, float]:
     allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)
 
+    if arguments.push_to_hub and arguments.process_index == 0:
+        create_repository(arguments)
     transformers.set_seed(arguments.seed)
     try:
         with read_whole(arguments):
@@ -210,7 +213,9 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
         text = json.dumps(state, indent=2, sort_keys=True) + "\n"
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")
-        trainer.write_card(beside, {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")})
+        trainer.write_card(
+            beside, {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")}
+        )
         names = sorted(path.name for path in beside.iterdir())
         move_into_place(beside, folder)
         if config.metrics_file:
