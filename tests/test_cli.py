@@ -143,7 +143,7 @@ def test_other_processes_run_the_same_command(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
     launch = launch_options("--num_processes", "4", "--accelerate_config", "zero2", "--main_process_port", "5000")
     assert launcher_command(launch, ["-m", "posttrain.cli", "sft"]) == [
-        sys.executable, "-m", "accelerate.commands.launch",
+        sys.executable, "-m", "posttrain.processes",
         "--config_file", str(ROOT / "accelerate_configs/zero2.yaml"),
         "--num_processes", "4", "--main_process_port", "5000", "-m", "posttrain.cli", "sft",
     ]  # fmt: skip
@@ -160,6 +160,12 @@ def test_a_file_of_accelerate_is_taken_as_it_is(tmp_path: Path) -> None:
     for flag in ("--config_file", "--accelerate_config"):
         command = launcher_command(launch_options(flag, str(file)), ["x.py"])
         assert command[3:] == ["--config_file", str(file), "x.py"]
+
+
+def test_a_file_of_several_cpu_processes_starts_several(tmp_path: Path) -> None:
+    file = tmp_path / "cpu2.yaml"
+    file.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\nmain_process_port: 1\n")
+    assert "--multi_gpu" in launcher_command(launch_options("--config_file", str(file)), ["x.py"])
 
 
 def test_every_shipped_launcher_configuration_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

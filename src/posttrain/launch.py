@@ -96,8 +96,10 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
         and _num_machines(launch, settings) == 1
     ):
         words += ["--main_process_port", str(_free_port())]
-    if name == "cpu":
-        words.append("--multi_gpu")  # accelerate's word for one process per device; on a CPU it does the same
+    if name == "cpu" or settings.get("distributed_type") == "MULTI_CPU":
+        # accelerate's word for one process per device; on a CPU it does the same. Without it, a file of several CPU
+        # processes starts one, unless MPI is there to start the others.
+        words.append("--multi_gpu")
     return [sys.executable, "-m", "posttrain.processes", *words, *command]
 
 
