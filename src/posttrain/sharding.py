@@ -142,9 +142,9 @@ def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
 def _gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([parameter])
+    return deepspeed.zero.GatheredParameters([parameter])
 
 
 def _plain(name: str) -> str:
