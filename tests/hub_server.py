@@ -1,4 +1,4 @@
-"""A small hub on loopback: as much of the Hugging Face hub's HTTP API as loading and uploading of models and data needs.
+"""A small hub on loopback: as much of the Hugging Face hub's HTTP API as models and data are loaded and uploaded by.
 
 Found by the libraries through HF_ENDPOINT, which they read when they are imported. Files are kept in memory and small:
 each is uploaded as part of its commit, none through the store for large files.
@@ -70,6 +70,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self.broken: set[str] = set()  # repositories to which uploads fail
+        self.is_gone = False  # connections are closed without an answer
         self.lock = threading.RLock()
         self.url = ""
 
@@ -298,6 +299,9 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         parts = urlsplit(self.path)
         path = unquote(parts.path) + (f"?{parts.query}" if "/tree/" in parts.path else "")
+        if self.hub.is_gone:
+            self.close_connection = True
+            return
         status, headers, content = self.hub.answer(self.command, path, token, body)
         self.send_response(status)
         for name, value in headers.items():

@@ -7,17 +7,18 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
+from posttrain.config import CommonConfig, PolicyConfig
+from posttrain.config.rewards import JUDGE
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, TOKEN, address, ask, explain, is_on_hub, is_unreachable, status, token
-
-if TYPE_CHECKING:
-    from posttrain.config import CommonConfig
 
 logger = logging.getLogger(__name__)
 
 BUILDERS = ("json", "csv", "parquet")  # as the path of a mixture's entry: local files of this kind
+TASKS = ("sentiment-analysis:", "text-classification:")  # before the name of a model that gives rewards
 
 
 def take_token(config: CommonConfig) -> None:
@@ -78,34 +79,44 @@ def check(config: CommonConfig) -> None:
 
 
 class _Name(NamedTuple):
-    """Something that a flag names, and its kind on the hub."""
+    """Something that a flag names, its kind on the hub, and which version of it."""
 
     flag: str
     name: str
-    kind: str
+    kind: str = "models"
+    revision: str = "main"
 
 
 def _names(config: CommonConfig) -> Iterator[_Name]:
-    reward = str(getattr(config, "reward_model_name_or_path", None) or "")
-    found = {
-        _Name("model_name_or_path", str(config.model_name_or_path or ""), "models"),
-        _Name("ref_model_name_or_path", str(getattr(config, "ref_model_name_or_path", None) or ""), "models"),
-        _Name("reward_model_name_or_path", "" if reward.startswith("judge:") else reward.rpartition(":")[2], "models"),
-        _Name("dataset_name", config.dataset_name or "", "datasets"),
-        *(_Name("datasets", source.path, "datasets") for source in config.datasets if source.path not in BUILDERS),
-    }
-    yield from (one for one in sorted(found) if one.name and is_on_hub(one.name))
+    found = [_Name("model_name_or_path", config.model_name_or_path or "", revision=config.model_revision)]
+    found += [
+        _Name(flag, getattr(config, flag, None) or "") for flag in ("ref_model_name_or_path", "chat_template_path")
+    ]
+    if isinstance(config, PolicyConfig):
+        for flag, source in [
+            ("reward_model_name_or_path", config.reward_model_name_or_path or ""),
+            *(("reward_funcs", source) for source in config.reward_funcs or () if source.startswith(TASKS)),
+        ]:
+            name = source.partition(":")[2] if source.startswith((*TASKS, JUDGE)) else source
+            if not source.startswith(JUDGE):
+                found.append(_Name(flag, name, revision=config.reward_model_revision))
+    paths = [config.dataset_name or "", *(source.path for source in config.datasets if source.path not in BUILDERS)]
+    found += [_Name("dataset_name" if config.dataset_name else "datasets", path, "datasets") for path in paths]
+    yield from (one for one in dict.fromkeys(found) if one.name and is_on_hub(one.name))
 
 
 def _can_read(name: _Name) -> bool:
     """False where the hub does not answer."""
     try:
         ask(f"api/{name.kind}/{name.name}/auth-check")
+        if name.revision != "main":
+            ask(f"api/{name.kind}/{name.name}/revision/{quote(name.revision, safe='')}")
     except Exception as error:
         if is_unreachable(error):
             return False
-        # A mirror may not know this question, and then loading tells.
-        if status(error) == 401 or type(error).__name__ in ("GatedRepoError", "RepositoryNotFoundError"):
+        # A mirror may not know the first question, and then loading tells.
+        answers = ("GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError")
+        if status(error) == 401 or type(error).__name__ in answers:
             raise explain(error, f"--{name.flag} {name.name}") or error from None
     return True
 
