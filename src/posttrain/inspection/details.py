@@ -1,0 +1,170 @@
+"""What a model makes of the rows of one method: an example, lengths, findings, and commands to start with."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from posttrain.config import METHODS, CommonConfig
+from posttrain.data.prepare import options_of
+from posttrain.data.readers import Row
+from posttrain.data.splits import open_source
+from posttrain.data.tokenised import Options
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.errors import UserError
+from posttrain.inspection.display import Ink, command, item
+from posttrain.inspection.example import CLOSE, OPEN, segments_of, show_segment
+from posttrain.inspection.findings import Finding, findings
+from posttrain.inspection.lengths import better_limit, cuts_of, show_lengths
+from posttrain.inspection.model import Model, describe_model
+from posttrain.inspection.options import Request
+from posttrain.inspection.start import Facts, starts
+from posttrain.inspection.tokens import Tokens, tokenised
+
+_EXAMPLE_TOKENS = 2000  # a row of at most so many is shown, if there is one
+_WHAT_IS_TRAINED = {
+    "sft": "trained on",
+    "preference": "trained on",
+    "reward": "where the score is read",
+    "prompts": "the model writes on from its end",
+}
+
+
+def details(
+    request: Request, method: str, rows: Sequence[Row], columns: Sequence[str], ink: Ink
+) -> Iterator[Iterator[str]]:
+    """The sections, one after the other.
+
+    Args:
+        request: with the configs.
+        method: whose rows these are.
+        rows: that fit.
+        columns: of the data.
+        ink: colours.
+
+    Raises:
+        UserError: no tokenizer can be loaded.
+    """
+    config = request.configs[method]
+    if not request.has_model:
+        hint = "--model_name_or_path MODEL tells more: a row as the model sees it, lengths, chat template, memory"
+        yield iter(item(ink.dim("·"), hint, indent=0))
+        yield _start(request, method, rows, columns, None, {}, ink)
+        return
+    tokenizer: Any = load_tokenizer(config)
+    options = options_of(config, config.data_kind, "train")
+    whole = tokenised(tokenizer, rows, config.data_kind, _without_limit(options))
+    model = describe_model(config, tokenizer)
+    found = findings(tokenizer, whole, options)
+    cuts = cuts_of(config, tokenizer, whole, options) if whole.rows else []
+    yield _model(model, tokenizer, method, ink)
+    if whole.rows:
+        yield _example(tokenizer, whole, options, ink)
+        yield show_lengths(whole, cuts, model, config, ink)
+    yield _findings(found, whole, ink)
+    advised = {finding.flags[0].removeprefix("--"): [*finding.flags[1:]] for finding in found if finding.flags}
+    limit = better_limit(whole, cuts, model)
+    if limit is not None and whole.kind != "prompts" and "max_length" not in config.explicit:
+        advised["max_length"] = [str(limit)]
+    yield _start(request, method, rows, columns, model, advised, ink)
+
+
+def _without_limit(options: Options) -> Options:
+    return dataclasses.replace(options, max_length=None, packing=None)
+
+
+def _model(model: Model, tokenizer: Any, method: str, ink: Ink) -> Iterator[str]:
+    yield ink.bold("Model")
+    facts = [model.name]
+    if model.num_parameters is not None:
+        facts.append(f"{_short_number(model.num_parameters)} parameters")
+    if model.positions is not None:
+        facts.append(f"{model.positions:,} positions")
+    tokens = [(name, getattr(tokenizer, f"{name.lower()}_token")) for name in ("EOS", "PAD", "BOS")]
+    facts += [f"{name} {token if token is not None else 'none'}" for name, token in tokens]
+    yield "  " + ink.dim(" · ").join(facts)
+    needed = model.training_bytes(method)
+    if needed is not None and model.memory:
+        sizes = [_short_size(size) for size in (needed, model.memory)]
+        reference = ", and the reference" if method in ("dpo", "rloo") else ""
+        fits = model.fits(method)
+        text = (
+            f"all of it trained in float32: {sizes[0]} (weights, gradients, Adam's states{reference}), and activations "
+            f"on top, of the {sizes[1]} of {model.where}" + ("" if fits else "; too much: train adapters, --use_peft")
+        )
+        yield from item(ink.good("✓") if fits else ink.warn("!"), text)
+
+
+def _short_number(number: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _short_size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3g} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.3g} MiB"
+
+
+def _example(tokenizer: Any, whole: Tokens, options: Options, ink: Ink) -> Iterator[str]:
+    longest = whole.longest()
+    short = np.flatnonzero(longest <= _EXAMPLE_TOKENS)
+    index = int(short[0]) if len(short) else int(longest.argmin())
+    row = whole.rows[index]
+    limited = tokenised(tokenizer, [row], whole.kind, options)
+    columns, index = (limited.columns, 0) if limited.rows else (whole.columns, index)
+    mark = ink.trained("green", False) if ink.colored else f"{OPEN}…{CLOSE}"
+    meaning = _WHAT_IS_TRAINED[whole.kind]
+    title = f"{mark}: {meaning}" if whole.kind != "prompts" else meaning
+    yield f"{ink.bold('Example')}  {ink.dim(row.place)}  {title}"
+    for segment in segments_of(whole.kind, columns, index):
+        yield from show_segment(tokenizer, segment, ink)
+
+
+def _findings(found: Sequence[Finding], whole: Tokens, ink: Ink) -> Iterator[str]:
+    marks = {"good": ink.good("✓"), "warn": ink.warn("!"), "bad": ink.bad("✗")}
+    dropped = whole.counts["rows_dropped_no_target"]
+    problems = {headline: each for headline, each in whole.problems.found.items() if headline != "no chat template"}
+    if not (found or dropped or problems):
+        return
+    yield ink.bold("Findings")
+    for finding in sorted(found, key=lambda finding: ("bad", "warn", "good").index(finding.level)):
+        yield from item(marks[finding.level], finding.text)
+    if dropped:
+        yield from item(marks["warn"], f"{dropped:,} rows have no token to train on and are left out")
+    for headline, (count, places, detail) in problems.items():
+        text = f"{count:,} rows cannot be tokenised: {headline} ({', '.join(places)}): {detail.splitlines()[0]}"
+        yield from item(marks["bad"], text)
+
+
+def _start(
+    request: Request,
+    method: str,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    model: Model | None,
+    advised: dict[str, list[str]],
+    ink: Ink,
+) -> Iterator[str]:
+    given = {name: words for name, words in request.given[method].items() if name != "model_name_or_path"}
+    has_test = _has_test_split(request.configs[method])
+    facts = Facts(method, given, advised, model, columns, len(rows), has_test)
+    yield ink.bold("Start with")
+    for start in starts(facts):
+        yield ink.dim(f"  # {start.why}")
+        yield from command(start.words)
+    if method in ("grpo", "rloo") and "solution" not in columns and not {"reward_funcs", "config"} & given.keys():
+        yield from item(
+            ink.dim("·"), "the reward model is one that `posttrain reward` trains; functions: docs/rewards.md"
+        )
+
+
+def _has_test_split(config: CommonConfig) -> bool:
+    try:
+        return open_source(config, "test") is not None
+    except UserError:
+        return False
+
+
+assert set(_WHAT_IS_TRAINED) == {config.data_kind for config in METHODS.values()}

@@ -1,0 +1,144 @@
+"""A row as the model sees it: its tokens as text, special ones visible, the ones that are trained on marked.
+
+In colour, these are green; without it they stand in [[…]], line by line, so that a shortened example can be read.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from posttrain.inspection.display import WIDTH, Ink
+
+OPEN, CLOSE, LINE_END = "[[", "]]", "⏎"
+_LABEL = 12  # columns of the label in front of a segment
+_FIRST_LINES, _LAST_LINES = 14, 6
+_ATOMS = re.compile(r"\n| +|[^\s]+|\s")
+
+
+class Look(NamedTuple):
+    """What a token is."""
+
+    trained: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of an example.
+
+    Args:
+        label: what it is.
+        ids: its tokens.
+        mask: 1 = trained on.
+    """
+
+    label: str
+    ids: Sequence[int]
+    mask: Sequence[int]
+
+
+def segments_of(kind: str, columns: dict[str, list[Any]], index: int) -> list[Segment]:
+    """The stretches of a tokenised row.
+
+    Args:
+        kind: "sft", "preference", "reward" or "prompts".
+        columns: as the tokenise functions name them.
+        index: of the row.
+    """
+
+    def ids(name: str) -> list[int]:
+        return [int(token) for token in columns[name][index]]
+
+    def mask(name: str) -> list[int]:
+        return [int(trained) for trained in columns[name][index]]
+
+    if kind == "sft":
+        return [Segment("row", ids("input_ids"), [0, *mask("loss_mask")[1:]])]
+    prompt = Segment("prompt", ids("prompt_ids"), [0] * len(ids("prompt_ids")))
+    if kind == "prompts":
+        return [prompt]
+    sides = []
+    for name in ("chosen", "rejected"):
+        own = ids(f"{name}_ids")
+        # A reward model's score is read at the last token; nothing else of it is trained on directly.
+        sides.append(Segment(name, own, mask(f"{name}_mask") if kind != "reward" else [0] * (len(own) - 1) + [1]))
+    return [prompt, *sides]
+
+
+def show_segment(tokenizer: Any, segment: Segment, ink: Ink) -> list[str]:
+    """A stretch as lines with its label in front; a long one without its middle."""
+    width = WIDTH - _LABEL
+    lines = [_line(atoms, ink) for atoms in _wrapped(_atoms(tokenizer, segment), width, ink)]
+    if len(lines) > _FIRST_LINES + _LAST_LINES + 1:
+        hidden = len(lines) - _FIRST_LINES - _LAST_LINES
+        lines[_FIRST_LINES:-_LAST_LINES] = [ink.dim(f"… {hidden:,} more lines …")]
+    if not lines:
+        lines = [ink.dim("(nothing)")]
+    labels = [ink.dim(f"  {segment.label:<{_LABEL - 2}}"), *[" " * _LABEL] * (len(lines) - 1)]
+    return [label + line for label, line in zip(labels, lines, strict=True)]
+
+
+def _atoms(tokenizer: Any, segment: Segment) -> Iterator[tuple[str, Look]]:
+    """Words, spaces and line ends with their looks. Tokens that look alike are decoded together: a letter may be
+    several tokens."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokens = [
+        (token, Look(bool(trained), token in special)) for token, trained in zip(segment.ids, segment.mask, strict=True)
+    ]
+    for look, group in groupby(tokens, key=lambda token: token[1]):
+        text = tokenizer.decode(
+            [token for token, _ in group], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        for atom in _ATOMS.findall(text):
+            yield "".join(map(_visible, atom)), look
+
+
+def _visible(character: str) -> str:
+    """What would move the cursor, or write in colours of its own, stands as Python writes it."""
+    if character == "\n":
+        return LINE_END
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+Atoms = list[tuple[str, Look]]
+
+
+def _wrapped(atoms: Iterable[tuple[str, Look]], width: int, ink: Ink) -> Iterator[Atoms]:
+    """Atoms in lines that are at most `width` columns wide, their marks included."""
+    line: Atoms = []
+    for text, look in _short_enough(atoms, width - len(OPEN + CLOSE)):
+        if line and _columns([*line, (text, look)], ink) > width:
+            yield line
+            line = []
+        line.append((text, look))
+        if text == LINE_END:
+            yield line
+            line = []
+    if line:
+        yield line
+
+
+def _short_enough(atoms: Iterable[tuple[str, Look]], width: int) -> Iterator[tuple[str, Look]]:
+    for text, look in atoms:
+        for start in range(0, len(text), width):
+            yield text[start : start + width], look
+
+
+def _columns(line: Atoms, ink: Ink) -> int:
+    runs = sum(trained for trained, _ in groupby(line, key=lambda atom: atom[1].trained))
+    return sum(len(text) for text, _ in line) + (0 if ink.colored else runs * len(OPEN + CLOSE))
+
+
+def _line(line: Atoms, ink: Ink) -> str:
+    parts = []
+    for look, group in groupby(line, key=lambda atom: atom[1] if ink.colored else Look(atom[1].trained, False)):
+        text = "".join(text for text, _ in group)
+        if not ink.colored:
+            parts.append(f"{OPEN}{text}{CLOSE}" if look.trained else text)
+        elif look.trained:
+            parts.append(ink.trained(text, look.special))
+        else:
+            parts.append(ink.special(text) if look.special else text)
+    return "".join(parts)
