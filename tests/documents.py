@@ -11,9 +11,7 @@ GENERATED = {"docs/flags.md"}
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "skills/posttrain/SKILL.md"),
     *sorted(
-        name
-        for name in (str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
-        if name not in GENERATED
+        name for name in (str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")) if name not in GENERATED
     ),
 ]
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

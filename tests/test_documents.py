@@ -21,8 +21,8 @@ from posttrain.experiment.params import stage_config
 
 # Programs whose own words are not looked at.
 OTHER_PROGRAMS = {".", "accelerate", "cd", "export", "git", "hf", "iconv", "ls", "nvidia-smi", "tail"}
-# Flags in code spans that are not posttrain's but git's, pip's or another program's.
-OTHER_FLAGS = {"--help", "--version", "--config", "--params", "--extra"}
+# In code spans, and no flags of posttrain: of other programs, in general, and a mistake that is told about.
+OTHER_FLAGS = {"--help", "--version", "--flag", "--params", "--logdir", "--num_train_epoch"}
 KIND_OF_PAGE = {
     "docs/sft.md": "sft",
     "docs/reward.md": "preference",
@@ -54,7 +54,9 @@ def test_every_block_is_of_a_language_that_is_checked(block: Block) -> None:
 
 
 def shell_commands() -> list[Any]:
-    found = [(block, command) for document in DOCUMENTS for block in blocks(document, "sh") for command in block.commands()]
+    found = [
+        (block, command) for document in DOCUMENTS for block in blocks(document, "sh") for command in block.commands()
+    ]
     found += [
         (Block(document, 0, "sh", span, ""), span)
         for document in DOCUMENTS
@@ -65,9 +67,7 @@ def shell_commands() -> list[Any]:
 
 
 @pytest.mark.parametrize(("block", "command"), shell_commands())
-def test_commands_are_understood(
-    block: Block, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_are_understood(block: Block, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *words = words_of(command)
     program = program.removeprefix(".venv/bin/")
     if program == "posttrain":
@@ -210,7 +210,9 @@ def test_yaml_is_a_file_that_a_command_takes(block: Block, tmp_path: Path) -> No
         shown = load_yaml(file)[name]
         parse_command_line(name, [], load_yaml(ROOT / "params.yaml")[name] | shown, f"params.yaml: {name}")
     else:
-        assert kind == "accelerate", "say above the block what it is: <!-- config METHOD -->, params STAGE or accelerate"
+        assert kind == "accelerate", (
+            "say above the block what it is: <!-- config METHOD -->, params STAGE or accelerate"
+        )
         from accelerate.commands.config.config_args import load_config_from_file
 
         load_config_from_file(str(file))
