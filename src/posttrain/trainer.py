@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
+from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.losses import Loss
 from posttrain.methods import Method
-from posttrain.sharding import is_sharded, whole_state_dict
 from posttrain.publish import HubTrainer
+from posttrain.sharding import is_sharded, whole_state_dict
 from posttrain.trainer_flags import PackedTrainer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
@@ -90,7 +91,13 @@ class PostTrainer(HubTrainer, PackedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The method's batches where it makes them itself, else the collated rows of the data set."""
-        loader = self.method.loader(self, self.train_dataset, in_evaluation=False)
+        rows, args = self.train_dataset, self.args
+        loader = self.method.loader(self, rows, in_evaluation=False)
+        if loader is None and isinstance(rows, Stream):
+            number = args.max_steps * args.gradient_accumulation_steps
+            loader = rows.loader(
+                self.data_collator, self._train_batch_size, args.world_size, args.process_index, number
+            )
         return super().get_train_dataloader() if loader is None else loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -232,12 +239,16 @@ class PostTrainer(HubTrainer, PackedTrainer):
             # This process may be here before the one that saves the model, or on a disk of its own.
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(state, Path(output_dir) / STATE_FILE.format(rank=self.args.process_index))
+        if isinstance(self.train_dataset, Stream) and self.args.should_save:
+            self.train_dataset.save_place(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         self._step_of_last_log = self.state.global_step
+        if isinstance(self.train_dataset, Stream):
+            self.train_dataset.load_place(checkpoint)
         path = Path(checkpoint) / STATE_FILE.format(rank=self.args.process_index)
         if path.is_file():
             self.method.load_state_dict(torch.load(path, weights_only=True))

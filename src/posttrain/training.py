@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from posttrain.arguments import checked_arguments
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
+from posttrain.data.stream import Stream
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 from posttrain.methods import Method
@@ -113,6 +114,8 @@ def _train(
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if len(datasets) > 1 and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
         trainer.evaluate()
+    if isinstance(datasets[0], Stream):
+        datasets[0].report()
     metrics = dict(result.metrics)
     for key in ("loss", "eval_loss"):
         metrics.update(_last(trainer.state.log_history, key))

@@ -1,6 +1,7 @@
 """Documents on disk, in any order and in pieces, to rows: shuffling and packing."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass
 class Documents:
-    """The documents of an Arrow stream, mapped into memory, for reading pieces of them in any order.
+    """Documents for reading pieces of them in any order.
 
     Args:
-        chunks: (values of input_ids, values of loss_mask) of each of the stream's batches.
+        chunks: (values of input_ids, values of loss_mask) of each batch of documents.
         chunk: which of the chunks a document stands in.
         start: where in it.
         lengths: its tokens.
@@ -41,6 +42,18 @@ class Documents:
                 chunk += [number] * len(ids)
                 start += offsets[:-1].tolist()
                 lengths += np.diff(offsets).tolist()
+        return cls(chunks, chunk, start, lengths)
+
+    @classmethod
+    def of_columns(cls, batches: Iterable[dict[str, list[Any]]]) -> "Documents":
+        """Those of batches in memory."""
+        chunks, chunk, start, lengths = [], [], [], []
+        for number, columns in enumerate(batches):
+            own = [len(ids) for ids in columns["input_ids"]]
+            chunks.append((np.concatenate(columns["input_ids"]), np.concatenate(columns["loss_mask"])))
+            chunk += [number] * len(own)
+            start += [0, *itertools.accumulate(own[:-1])]
+            lengths += own
         return cls(chunks, chunk, start, lengths)
 
     def tokens(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:

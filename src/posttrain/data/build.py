@@ -62,8 +62,15 @@ _PLACES_SHOWN = 3
 
 
 @dataclass
-class _Totals:
-    """What is known of a data set when its last batch has been tokenised."""
+class Totals:
+    """What is known of the rows that have been tokenised.
+
+    Args:
+        counts: as for PreparedData.
+        dropped: the first places of rows left out, by the name of the count.
+        last_trained: how often each token was the last one trained on in a sequence.
+        problems: rows that cannot be used.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, list[str]] = field(default_factory=dict)
@@ -71,6 +78,7 @@ class _Totals:
     problems: Problems = field(default_factory=Problems)
 
     def add(self, batch: Tokenised) -> None:
+        """Take a batch over."""
         self.counts.update(batch.counts)
         self.last_trained.update(batch.last_trained)
         for name, places in batch.dropped.items():
@@ -80,11 +88,11 @@ class _Totals:
 
 def build(folder: Path, source: Source, tokenizer: Any, kind: str, options: Options) -> None:
     """Fill a folder of the cache."""
-    totals = _Totals()
+    totals = new_totals(kind)
     batches = _tokenised_batches(source, tokenizer, kind, options, totals)
     rows = folder / store.ROWS
     if options.packing is None and options.shuffle_seed is None:
-        store.write_rows(rows, _SCHEMA[kind], _counted(batches, kind, tokenizer.eos_token_id, totals.counts))
+        store.write_rows(rows, _SCHEMA[kind], counted(batches, kind, tokenizer.eos_token_id, totals.counts))
     else:
         in_order = folder / "documents.arrow"
         store.write_rows(in_order, _SCHEMA[kind], batches)
@@ -94,22 +102,25 @@ def build(folder: Path, source: Source, tokenizer: Any, kind: str, options: Opti
             order = np.random.default_rng(options.shuffle_seed).permutation(len(order)).tolist()
         packed = packed_batches(documents, arrange(documents, options.packing, options.max_length, order))
         schema = _SCHEMA[kind] if options.packing is None else store.PACKED
-        store.write_rows(rows, schema, _counted(packed, kind, tokenizer.eos_token_id, totals.counts))
+        store.write_rows(rows, schema, counted(packed, kind, tokenizer.eos_token_id, totals.counts))
         totals.counts["tokens_left_out"] = sum(documents.lengths) - totals.counts["tokens"]
         in_order.unlink()
-    _check_something_left(totals, source, options)
+    check_something_left(totals, source, options)
     store.write_about(
-        folder, {"counts": dict(sorted(totals.counts.items())), "notes": _notes(totals, tokenizer, options)}
+        folder, {"counts": dict(sorted(totals.counts.items())), "notes": notes_of(totals, tokenizer, options)}
     )
 
 
+def new_totals(kind: str) -> Totals:
+    """Of no rows yet."""
+    return Totals(Counter(dict.fromkeys(("rows_truncated", "tokens_truncated", *_COUNTED[kind]), 0)))
+
+
 def _tokenised_batches(
-    source: Source, tokenizer: Any, kind: str, options: Options, totals: _Totals
+    source: Source, tokenizer: Any, kind: str, options: Options, totals: Totals
 ) -> Iterator[Columns]:
     from tqdm import tqdm
 
-    for name in ("rows_truncated", "tokens_truncated", *_COUNTED[kind]):
-        totals.counts[name] = 0
     bar = tqdm(
         source.rows(),
         desc=f"Tokenising {source.name}",
@@ -117,23 +128,38 @@ def _tokenised_batches(
         delay=_SECONDS_BEFORE_BAR,
         disable=None if is_first_process() else True,
     )
-    rows = iter(bar)
+    yield from tokenised_batches(iter(bar), 0, tokenizer, kind, options, totals)
+    totals.problems.raise_if_any(source.name, f"{totals.counts['rows_read']:,} rows")
+
+
+def tokenised_batches(
+    rows: Iterator[Row], first_row: int, tokenizer: Any, kind: str, options: Options, totals: Totals
+) -> Iterator[Columns]:
+    """Rows in tokens, some at a time. After the first one that cannot be used, the others are only looked through.
+
+    Args:
+        rows: what is to be tokenised.
+        first_row: index of the first one in the data set.
+        tokenizer: of the model.
+        kind: of the rows.
+        options: what to make of them.
+        totals: is told of everything.
+    """
     while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-        first_row = totals.counts["rows_read"]
         totals.counts["rows_read"] += len(batch)
-        if totals.problems:  # the rest is only looked through
+        if totals.problems:
             check_rows(batch, kind, options, totals.problems)
             continue
         result = _TOKENISE[kind](tokenizer, batch, options, first_row)
+        first_row += len(batch)
         totals.problems.update(result.problems)
         totals.add(result)
         if result.columns and not totals.problems:
             yield result.columns
-    totals.problems.raise_if_any(source.name, f"{totals.counts['rows_read']:,} rows")
 
 
-def _counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[str]) -> Iterator[Columns]:
-    """Passes batches on, and counts what training will see."""
+def counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[str]) -> Iterator[Columns]:
+    """Passes batches on, and counts what training will see in `counts`."""
     for columns in batches:
         counts["rows"] += len(next(iter(columns.values())))
         without_mask = {name for name in columns if name.endswith("_ids")} - {ids for ids, _ in _IDS_AND_MASK[kind]}
@@ -146,7 +172,8 @@ def _counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[st
         yield columns
 
 
-def _check_something_left(totals: _Totals, source: Source, options: Options) -> None:
+def check_something_left(totals: Totals, source: Source, options: Options) -> None:
+    """Raises UserError where no row is left to train on."""
     if totals.counts["rows"]:
         return
     reasons = [
@@ -157,7 +184,8 @@ def _check_something_left(totals: _Totals, source: Source, options: Options) -> 
     raise UserError(f"{source.name}: of {num_rows} rows none is left to train on: {'; '.join(reasons)}")
 
 
-def _notes(totals: _Totals, tokenizer: Any, options: Options) -> list[str]:
+def notes_of(totals: Totals, tokenizer: Any, options: Options) -> list[str]:
+    """What the user is to be told of rows dropped or cut, and of what is never trained on."""
     notes, counts = [], totals.counts
     for name, places in totals.dropped.items():
         reason = _DROPPED[name].format(max_length=options.max_length)

@@ -19,7 +19,7 @@ from posttrain.config import CommonConfig
 from posttrain.data import store
 from posttrain.data.build import build, check_rows, is_first_process
 from posttrain.data.problems import Problems
-from posttrain.data.sources import combined_digest, files_digest
+from posttrain.data.sources import Source, combined_digest, files_digest
 from posttrain.data.splits import DEFAULT_SEED, Role, open_source
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
@@ -27,6 +27,8 @@ from posttrain.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +40,18 @@ class PreparedData:
     """What training needs of a split.
 
     Args:
-        dataset: rows of tokens, mapped into memory. SFT: input_ids (int32), loss_mask (int8, 1 = trained on, never for
-            a first token), and when packed lengths (int32, the segments). Preferences: prompt_ids, chosen_ids,
-            chosen_mask, rejected_ids, rejected_mask, row (index in the data set) and margin (may be null); for
-            reward models without the masks. Prompts: prompt_ids, row, place, and as JSON prompt and columns (all
-            others).
+        dataset: rows of tokens, mapped into memory; a Stream of the same rows where they are streamed. SFT: input_ids
+            (int32), loss_mask (int8, 1 = trained on, never for a first token), and when packed lengths (int32, the
+            segments). Preferences: prompt_ids, chosen_ids, chosen_mask, rejected_ids, rejected_mask, row (index in the
+            data set) and margin (may be null); for reward models without the masks. Prompts: prompt_ids, row, place,
+            and as JSON prompt and columns (all others).
         counts: rows_read, rows, tokens, targets (tokens trained on), eos_targets, rows_truncated, tokens_truncated,
             rows_dropped_no_target, rows_dropped_prompt_too_long, rows_dropped_pair_too_long, rows_prompt_not_prefix
             (the completion starts within the prompt's last tokens), tokens_left_out (when packing: of pieces without a
-            target); those that can happen to the kind.
+            target); those that can happen to the kind. Of a Stream: so far.
     """
 
-    dataset: "Dataset"
+    dataset: "Dataset | Stream"
     counts: dict[str, int]
 
 
@@ -75,7 +77,10 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
     options = options_of(config, kind, role)
     if options.assistant_only and not tokenizer.is_fast:
         raise UserError("--assistant_only_loss needs a fast tokenizer, which knows where in the text a token stands")
-    key = combined_digest(kind, asdict(options), tokenizer_digest(tokenizer), source.digest(), _code_digest())[:32]
+    inputs = [kind, asdict(options), tokenizer_digest(tokenizer), source.digest(), _code_digest()]
+    if config.is_streamed and role == "train":
+        return _streamed(config, tokenizer, kind, options, source, inputs)
+    key = combined_digest(*inputs)[:32]
     fill = partial(build, source=source, tokenizer=tokenizer, kind=kind, options=options)
     folder = store.cached_folder(cache_root(config.cache_dir) / "tokenised", key, fill)
     about = store.read_about(folder)
@@ -85,6 +90,18 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
         for note in about["notes"]:
             logger.warning("%s: %s", source.name, note)
     return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"])
+
+
+def _streamed(
+    config: Any, tokenizer: "PreTrainedTokenizerBase", kind: str, options: Options, source: Source, inputs: list[Any]
+) -> PreparedData:
+    from posttrain.data.stream import Stream  # which needs torch
+
+    seed = options.shuffle_seed
+    if kind == "prompts" and config.shuffle_dataset:
+        seed = next(one for one in (config.data_seed, config.seed, DEFAULT_SEED) if one is not None)
+    stream = Stream(source, tokenizer, kind, options, seed, combined_digest("stream", seed, *inputs)[:32])
+    return PreparedData(stream, stream.counts)
 
 
 def check(config: CommonConfig, kind: str) -> set[str]:

@@ -21,8 +21,8 @@ class Source(Protocol):
     def name(self) -> str:
         """What the user called it, for messages."""
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in order."""
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        """All rows but the first `skip`, in order."""
 
     def digest(self) -> str:
         """Changes when the rows do; the same for the same bytes."""
@@ -45,21 +45,37 @@ def files_digest(paths: list[Path] | tuple[Path, ...]) -> str:
     return combined_digest(*digests)
 
 
+def files_stamp(paths: list[Path] | tuple[Path, ...]) -> str:
+    """SHA-256 over sizes and times of change: for files too large to be read through beforehand."""
+    try:
+        found = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror or error})") from error
+    return combined_digest("stamp", found)
+
+
 @dataclass(frozen=True)
 class FileSource:
-    """Local files, one after the other."""
+    """Local files, one after the other.
+
+    Args:
+        paths: the files.
+        streamed: do not read them through to see whether they have changed.
+    """
 
     paths: tuple[Path, ...]
+    streamed: bool = False
 
     @property
     def name(self) -> str:
         return ", ".join(str(path) for path in self.paths)
 
-    def rows(self) -> Iterator[Row]:
-        return itertools.chain.from_iterable(read_rows(path) for path in self.paths)
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        return itertools.islice(itertools.chain.from_iterable(read_rows(path) for path in self.paths), skip, None)
 
     def digest(self) -> str:
-        return combined_digest([path.suffixes for path in self.paths], files_digest(self.paths))
+        digest = files_stamp if self.streamed else files_digest
+        return combined_digest([path.suffixes for path in self.paths], digest(self.paths))
 
 
 @dataclass(frozen=True)
@@ -70,11 +86,11 @@ class TableSource:
     table: Any
     fingerprint: str
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, skip: int = 0) -> Iterator[Row]:
         if len(self.table) == 0:
             raise UserError(f"{self.name}: the data set is empty; it needs at least one row")
-        number = 0
-        for batch in self.table.with_format(None).iter(_TABLE_BATCH):
+        number = min(skip, len(self.table))
+        for batch in self.table.with_format(None).skip(number).iter(_TABLE_BATCH):
             for values in zip(*batch.values(), strict=True):
                 number += 1
                 yield Row(f"{self.name} row {number}", dict(zip(batch, values, strict=True)))
@@ -91,14 +107,25 @@ class Part:
         source: its rows.
         columns: the columns to keep; None keeps all.
         fraction: its share of the mixture, relative to the others'; None takes all of its rows.
+        seed: which rows make up the share, where that is not all of them; None takes the first ones.
     """
 
     source: Source
     columns: tuple[str, ...] | None = None
     fraction: float | None = None
+    seed: int | None = None
 
-    def rows(self) -> Iterator[Row]:
-        for row in self.source.rows():
+    def taken(self, limit: int | None) -> Iterator[Row]:
+        """So many of its rows, in their order; None takes all."""
+        if limit is None or self.seed is None:
+            yield from itertools.islice(self.rows(), limit)
+            return
+        chosen = chosen_rows(count_rows(self.source), limit, self.seed)
+        yield from (row for row, is_chosen in zip(self.rows(), chosen, strict=True) if is_chosen)
+
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        """Its rows but the first `skip`, with the columns that are kept."""
+        for row in self.source.rows(skip):
             if self.columns is None:
                 yield row
                 continue
@@ -110,11 +137,16 @@ class Part:
                 )
             yield Row(row.place, {column: row.columns[column] for column in self.columns})
 
+    def digest(self) -> tuple[object, ...]:
+        """Changes when what it gives to the mixture does."""
+        seed = () if self.seed is None else (self.seed,)
+        return (self.source.digest(), self.columns, self.fraction, *seed)
+
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources one after the other. With fractions, the first rows of each, so many that the shares are right
-    and none is read twice."""
+    """Several sources one after the other. With fractions, some rows of each, so many that the shares are right and
+    none is read twice."""
 
     parts: tuple[Part, ...]
 
@@ -122,12 +154,13 @@ class Mixture:
     def name(self) -> str:
         return " + ".join(part.source.name for part in self.parts)
 
-    def rows(self) -> Iterator[Row]:
-        for part, limit in zip(self.parts, self._limits(), strict=True):
-            yield from itertools.islice(part.rows(), limit)
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        limits = self._limits()
+        parts = (part.taken(limit) for part, limit in zip(self.parts, limits, strict=True))
+        return itertools.islice(itertools.chain.from_iterable(parts), skip, None)
 
     def digest(self) -> str:
-        return combined_digest([(part.source.digest(), part.columns, part.fraction) for part in self.parts])
+        return combined_digest([part.digest() for part in self.parts])
 
     def _limits(self) -> list[int | None]:
         fractions = [part.fraction for part in self.parts if part.fraction is not None]
@@ -135,7 +168,7 @@ class Mixture:
             return [None] * len(self.parts)
         shares = [fraction / sum(fractions) for fraction in fractions]
         counts = [count_rows(part.source) for part in self.parts]
-        total = min(count / share for count, share in zip(counts, shares, strict=True))
+        total = min(count / share for count, share in zip(counts, shares, strict=True) if share)
         return [round(share * total) for share in shares]
 
 
@@ -159,9 +192,7 @@ class HeldOut:
     def name(self) -> str:
         return self.source.name
 
-    def rows(self) -> Iterator[Row]:
-        import numpy as np
-
+    def rows(self, skip: int = 0) -> Iterator[Row]:
         total = count_rows(self.source)
         wanted = int(self.size) if self.size >= 1 else math.ceil(self.size * total)
         if not 0 < wanted < total:
@@ -170,16 +201,26 @@ class HeldOut:
                 f"--test_split_size {self.size:g} leaves nothing to {lost} on: {self.name} has {total} rows; "
                 "give a fraction between 0 and 1, or a smaller number of rows"
             )
-        chosen = np.zeros(total, dtype=bool)
-        chosen[np.random.default_rng(self.seed).permutation(total)[:wanted]] = True
-        for row, is_held_out in zip(self.source.rows(), chosen, strict=True):
-            if is_held_out == self.held_out:
-                yield row
+        chosen = chosen_rows(total, wanted, self.seed)
+        both = zip(self.source.rows(), chosen, strict=True)
+        wanted_rows = (row for row, is_held_out in both if is_held_out == self.held_out)
+        yield from itertools.islice(wanted_rows, skip, None)
 
     def digest(self) -> str:
         return combined_digest(self.source.digest(), self.size, self.seed, self.held_out)
 
 
+def chosen_rows(total: int, wanted: int, seed: int) -> list[bool]:
+    """Whether each of `total` rows is one of `wanted` at random."""
+    import numpy as np
+
+    chosen = np.zeros(total, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(total)[:wanted]] = True
+    return chosen.tolist()
+
+
 def count_rows(source: Source) -> int:
-    """How many rows a source has; reads it through."""
+    """How many rows a source has; reads it through where it does not know."""
+    if isinstance(source, TableSource):
+        return len(source.table)
     return sum(1 for _ in source.rows())

@@ -1,24 +1,19 @@
 """From the flags to a source: `dataset_name` (a file, a folder or a hub id) or a `datasets:` mixture, and the split."""
 
 import difflib
+import glob
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from posttrain.config import CommonConfig, DatasetSource
 from posttrain.data.readers import SUFFIXES, known_suffix
-from posttrain.data.sources import (
-    FileSource,
-    HeldOut,
-    Mixture,
-    Part,
-    Source,
-    TableSource,
-    combined_digest,
-    files_digest,
-)
+from posttrain.data.sources import FileSource, HeldOut, Mixture, Part, Source
+from posttrain.data.streamed_sources import FirstRows, Interleaved
+from posttrain.data.tables import open_hub, open_saved
 from posttrain.errors import UserError
 
 Role = Literal["train", "test"]
@@ -34,7 +29,8 @@ def open_source(config: CommonConfig, role: Role) -> Source | None:
             and seed.
         role: "train", or "test" for what is evaluated on. The names of the splits are the flags'. A test split that
             carries its default name and is not there is looked for as "validation". `test_split_size` holds a part of
-            the training split out and takes precedence over a test split.
+            the training split out and takes precedence over a test split: a random one, decided by the seed alone; the
+            first rows where rows are streamed, which nobody counts.
 
     Returns:
         The source, or None where there is nothing to test on.
@@ -45,14 +41,17 @@ def open_source(config: CommonConfig, role: Role) -> Source | None:
     size = config.test_split_size
     wanted = _wanted_split(config, role if size is None else "train")
     source: Source | None
+    streamed = config.is_streamed
     if config.datasets:
-        source = _open_mixture(config.datasets) if wanted.role == "train" else None
+        source = _open_mixture(config.datasets, streamed) if wanted.role == "train" else None
     elif config.dataset_name:
-        source = open_named(config.dataset_name, config.dataset_config, wanted)
+        source = open_named(config.dataset_name, config.dataset_config, wanted, streamed)
     else:
         raise UserError("no data: give --dataset_name (a file, a folder or a hub id) or a `datasets:` mixture")
     if source is None or size is None:
         return source
+    if streamed:
+        return FirstRows(source, int(size), held_out=role == "test")
     seed = DEFAULT_SEED if config.seed is None else config.seed
     return HeldOut(source, size, seed, held_out=role == "test")
 
@@ -78,25 +77,29 @@ def _wanted_split(config: CommonConfig, role: Role) -> WantedSplit:
     return WantedSplit(config.dataset_test_split, role, required=chosen)
 
 
-def open_named(name: str, hub_config: str | None, wanted: WantedSplit) -> Source | None:
+def open_named(
+    name: str, hub_config: str | None, wanted: WantedSplit, streamed: bool = False, where: str = "--dataset_name"
+) -> Source | None:
     """Open one split of a file, a folder or a hub id.
 
     Args:
         name: path or hub id; what exists locally goes first.
         hub_config: the hub data set's configuration.
         wanted: the split.
+        streamed: rows are read as they are asked for, in one direction.
+        where: the flag or key that holds the name, for messages.
 
     Raises:
         UserError: it is not there, and required.
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return _whole(path, wanted, lambda: FileSource((path,)))
+        return _whole(path, wanted, lambda: FileSource((path,), streamed))
     if path.is_dir():
-        return _open_folder(path, wanted)
+        return _open_folder(path, wanted, streamed)
     if known_suffix(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such file or folder{_nearby(path)} (--dataset_name)")
-    return _open_hub(name, hub_config, wanted)
+        raise UserError(f"{name}: no such file or folder{_nearby(path)} ({where})")
+    return open_hub(f"{where} {name}", name, hub_config, partial(_pick, wanted, where=name), streamed)
 
 
 def _whole(path: Path, wanted: WantedSplit, open_it: Callable[[], Source]) -> Source | None:
@@ -117,7 +120,7 @@ def _nearby(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _pick(wanted: WantedSplit, available: Iterable[str], where: str, hint: str = "") -> str | None:
+def _pick(wanted: WantedSplit, available: Iterable[str], *, where: str, hint: str = "") -> str | None:
     available = list(available)
     if wanted.name in available:
         return wanted.name
@@ -127,18 +130,18 @@ def _pick(wanted: WantedSplit, available: Iterable[str], where: str, hint: str =
     raise UserError(f"{where}: no split {wanted.name!r}; found {found}{hint} (--dataset_{wanted.role}_split)")
 
 
-def _open_folder(folder: Path, wanted: WantedSplit) -> Source | None:
+def _open_folder(folder: Path, wanted: WantedSplit, streamed: bool) -> Source | None:
     if (folder / "state.json").is_file():  # one Dataset.save_to_disk
-        return _whole(folder, wanted, lambda: _open_saved(folder))
+        return _whole(folder, wanted, lambda: open_saved(folder, streamed))
     if (folder / "dataset_dict.json").is_file():
         names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        chosen = _pick(wanted, names, str(folder))
-        return _open_saved(folder / chosen) if chosen else None
+        chosen = _pick(wanted, names, where=str(folder))
+        return open_saved(folder / chosen, streamed) if chosen else None
     found = _splits_of_folder(folder)
     listing = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(listing[:8]) + (", …" if len(listing) > 8 else "") or "nothing"
     hint = f"; the folder holds {shown}, and a split is a file such as {wanted.name}.jsonl or {wanted.name}.parquet"
-    chosen = _pick(wanted, found, str(folder), hint)
+    chosen = _pick(wanted, found, where=str(folder), hint=hint)
     if chosen is None:
         return None
     paths = found[chosen]
@@ -147,7 +150,7 @@ def _open_folder(folder: Path, wanted: WantedSplit) -> Source | None:
             f"{folder}: more than one file could be the split {chosen!r}: {', '.join(path.name for path in paths)}; "
             "give the file itself as --dataset_name"
         )
-    return FileSource(tuple(paths))
+    return FileSource(tuple(paths), streamed)
 
 
 def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
@@ -162,43 +165,18 @@ def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _open_saved(folder: Path) -> Source:
-    import datasets
-
-    try:
-        table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a data set that `datasets` can load ({error})") from error
-    paths = [Path(file["filename"]) for file in table.cache_files]
-    return TableSource(str(folder), table, combined_digest("saved", files_digest(sorted(paths))))
-
-
-def _open_hub(name: str, hub_config: str | None, wanted: WantedSplit, **options: Any) -> Source | None:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, hub_config, **options)
-    except (OSError, ValueError) as error:  # includes no such data set, no network, a configuration to be chosen
-        raise UserError(
-            f"{name}: there is no such file or folder, and as a data set of the hub it cannot be loaded "
-            f"(--dataset_name, --dataset_config): {error}"
-        ) from error
-    chosen = _pick(wanted, loaded, name)
-    if chosen is None:
-        return None
-    table = loaded[chosen]
-    return TableSource(f"{name} ({chosen})", table, combined_digest("hub", table._fingerprint))
-
-
-def _open_mixture(entries: list[DatasetSource]) -> Source:
+def _open_mixture(entries: list[DatasetSource], streamed: bool) -> Source:
     parts = []
     for number, entry in enumerate(entries):
-        source = _open_entry(entry, f"datasets[{number}]")
-        parts.append(Part(source, None if entry.columns is None else tuple(entry.columns), entry.fraction))
+        source = _open_entry(entry, f"datasets[{number}]", streamed)
+        columns = None if entry.columns is None else tuple(entry.columns)
+        parts.append(Part(source, columns, entry.fraction, entry.seed))
+    if streamed and any(entry.fraction is not None for entry in entries):
+        return Interleaved(tuple(parts))
     return Mixture(tuple(parts))
 
 
-def _open_entry(entry: DatasetSource, where: str) -> Source:
+def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
     folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split)
     is_builder = entry.path in _GENERIC_BUILDERS and not folder.exists()
     base = (folder if folder.is_dir() else Path()) / (entry.data_dir or "")
@@ -209,15 +187,30 @@ def _open_entry(entry: DatasetSource, where: str) -> Source:
             if entry.split not in files:
                 raise UserError(f"{where}: data_files has no split {entry.split!r}; found {', '.join(files)}")
             files = files[entry.split]
-        source = FileSource(tuple(base / name for name in ([files] if isinstance(files, str) else files)))
+        source = FileSource(_local_files(base, files, where), streamed)
     elif is_builder and entry.data_dir is None:
         raise UserError(f"{where}: path {entry.path!r} needs data_files; files end in {', '.join(SUFFIXES)}")
     elif is_builder or folder.exists():
-        source = open_named(str(folder if folder.is_file() else base), None, wanted)
+        source = open_named(str(folder if folder.is_file() else base), None, wanted, streamed, f"{where}.path")
     else:
         options = {"data_dir": entry.data_dir, "data_files": files}
         given = {key: value for key, value in options.items() if value is not None}
-        source = _open_hub(entry.path, entry.name, wanted, **given) if given else None
-        source = source or open_named(entry.path, entry.name, wanted)
+        if given:
+            pick = partial(_pick, wanted, where=entry.path)
+            source = open_hub(f"{where}.path {entry.path}", entry.path, entry.name, pick, streamed, **given)
+        else:
+            source = open_named(entry.path, entry.name, wanted, streamed, f"{where}.path")
     assert source is not None  # a required split is there or an error
     return source
+
+
+def _local_files(base: Path, files: str | list[str], where: str) -> tuple[Path, ...]:
+    """The files that names and patterns with `*` stand for."""
+    found: list[Path] = []
+    for name in [files] if isinstance(files, str) else files:
+        is_pattern = any(character in name for character in "*?[") and not (base / name).exists()
+        matching = sorted(Path(path) for path in glob.glob(str(base / name), recursive=True)) if is_pattern else []
+        if is_pattern and not matching:
+            raise UserError(f"{where}.data_files: no file is like {base / name}")
+        found += matching or [base / name]
+    return tuple(found)
