@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint format deps bench clean .checkout
+.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint format deps bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,6 +19,9 @@ setup: $(BIN)/.installed ## make .venv with the exact versions of constraints.tx
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest
+
+smoke: setup ## run every stage for a few steps in a temporary folder, in under a minute
+	$(BIN)/python scripts/smoke.py
 
 train-sft: .checkout setup ## run the pipeline up to SFT and its evaluation
 	$(BIN)/dvc repro evaluate@sft

@@ -35,6 +35,7 @@ def test_make_alone_lists_every_target_with_a_line(tmp_path: Path) -> None:
     assert {
         "setup",
         "test",
+        "smoke",
         "train-sft",
         "train-reward",
         "train-dpo",
