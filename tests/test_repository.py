@@ -22,7 +22,8 @@ LAYERS = [
     {"launch", "experiment", "inspection", "environment", "completion"},
     {"training", "trainer", "trainer_flags", "arguments", "publish", "model_card", "citations"},
     {"methods"},
-    {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"},
+    {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
+    | {"adapters", "quantisation"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache"}
     | {"hub", "hub_access", "config", "out_of_memory", "errors"},
 ]

@@ -189,11 +189,20 @@ def head_statistics(
         return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
 
 
+class _Asked:
+    """What a head is asked for. Shared with copies of the head: peft trains one in its place, on request."""
+
+    request: tuple[torch.Tensor, torch.Tensor, float, bool] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Asked:
+        return self
+
+
 class TargetHead(nn.Linear):
     """An `nn.Linear` output head that can answer with statistics of targets. Made by `TargetHead.adopt`, by exchanging
     the class of the model's own head: parameters, hooks, tied weights and saving stay as they were."""
 
-    _request: tuple[torch.Tensor, torch.Tensor, float, bool] | None = None
+    _asked: _Asked
 
     @classmethod
     def adopt(cls, head: nn.Module) -> TargetHead | None:
@@ -203,6 +212,7 @@ class TargetHead(nn.Linear):
         if type(head) is not nn.Linear:
             return None
         head.__class__ = cls
+        head._asked = _Asked()  # type: ignore[assignment]
         return head  # type: ignore[return-value]
 
     @contextmanager
@@ -210,16 +220,16 @@ class TargetHead(nn.Linear):
         self, index: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0, with_entropy_gradient: bool = False
     ) -> Iterator[None]:
         """Inside, a forward pass returns (1, N, 5) statistics of `targets` (N,) at the flat positions `index` (N,)."""
-        self._request = (index, targets, temperature, with_entropy_gradient)
+        self._asked.request = (index, targets, temperature, with_entropy_gradient)
         try:
             yield
         finally:
-            self._request = None
+            self._asked.request = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self._request is None:
+        if self._asked.request is None:
             return super().forward(hidden)
-        index, targets, temperature, with_entropy_gradient = self._request
+        index, targets, temperature, with_entropy_gradient = self._asked.request
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
         return head_statistics(
             rows, self.weight, self.bias, targets, temperature, with_entropy_gradient=with_entropy_gradient

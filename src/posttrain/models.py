@@ -1,4 +1,4 @@
-"""Loading and saving of policies, and adapters."""
+"""Loading and saving of policies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
 from posttrain.hub import explain
+from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -35,7 +36,7 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
                 merged = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
             return merged.requires_grad_(True)  # peft had frozen the base
         return AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         what = f"--model_name_or_path {path}"
         raise explain(error, what) or UserError(
             f"{what}: the model cannot be loaded: {first_line(error)}", "troubleshooting.md#model-loading"
@@ -45,13 +46,12 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
 def loading_options(config: CommonConfig) -> dict[str, Any]:
     """The flags that say how weights are loaded, as keyword arguments of from_pretrained."""
     options: dict[str, Any] = dict(getattr(config, "model_init_kwargs", None) or {})
-    options.setdefault("dtype", _dtype(config.dtype))
+    quantised = is_quantised(config)
+    options.setdefault("dtype", (quantised_dtype(config) if quantised else None) or _dtype(config.dtype))
     options.update(revision=config.model_revision, trust_remote_code=config.trust_remote_code)
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
-    if config.load_in_4bit or config.load_in_8bit:
-        options["quantization_config"] = _quantization(config)
-    return options
+    return quantisation_options(config, options["dtype"]) | options if quantised else options
 
 
 def is_adapter(path: str) -> bool:
@@ -76,21 +76,6 @@ def _dtype(name: str | None) -> Any:
     return "auto" if name in (None, "auto") else getattr(torch, str(name))
 
 
-def _quantization(config: CommonConfig) -> Any:
-    if not torch.cuda.is_available():
-        raise UserError("--load_in_4bit and --load_in_8bit need a GPU; leave them out, or choose a smaller model")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=config.load_in_4bit,
-        load_in_8bit=config.load_in_8bit,
-        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=_dtype(config.dtype),
-        bnb_4bit_quant_storage=config.bnb_4bit_quant_storage,
-    )
-
-
 def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for. What else ends
     its completions, by its own settings for generation, still does."""
@@ -103,37 +88,6 @@ def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         more = [token for token in own if token != tokenizer.eos_token_id]
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = [tokenizer.eos_token_id, *more] if more else tokenizer.eos_token_id
-
-
-def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
-    """Wraps the model in a new LoRA adapter; its initial weights depend on the seed alone."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    targets: Any = config.lora_target_modules
-    if targets is not None and len(targets) == 1 and targets[0] == "all-linear":
-        targets = "all-linear"
-    lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        target_parameters=config.lora_target_parameters,
-        modules_to_save=config.lora_modules_to_save,
-        task_type=config.lora_task_type,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-    )
-    if config.load_in_4bit or config.load_in_8bit:
-        model = prepare_model_for_kbit_training(model)
-    if config.seed is not None:
-        set_seed(config.seed)
-    try:
-        with peft_warnings():
-            return get_peft_model(model, lora)
-    except ValueError as error:
-        raise UserError(
-            f"LoRA does not fit this model: {str(error).splitlines()[0]}; see --lora_target_modules"
-        ) from error
 
 
 def keep_bool_buffers_out_of_ddp(model: torch.nn.Module) -> None:

@@ -33,9 +33,10 @@ class Scorer:
     Args:
         model: a causal language model of transformers.
         packed: False leaves the model's own attention in place and pads, as for `--attn_implementation`.
+        adopt_head: False leaves the output head as it is, for an adapter on it, and reads whole logits.
     """
 
-    def __init__(self, model: PreTrainedModel, packed: bool = True):
+    def __init__(self, model: PreTrainedModel, packed: bool = True, adopt_head: bool = True):
         self.packed = False
         self.head: TargetHead | None = None
         trial = trial_batch(model.config.get_text_config().vocab_size).to(model.device)
@@ -46,7 +47,7 @@ class Scorer:
                 expected = self(model, trial).logprobs
                 if packed and may_attend_by_segments(model):
                     self.packed = try_packed(self, model, lambda: self(model, trial).logprobs, expected)
-                self.head = _try_head(self, model, trial, expected)
+                self.head = _try_head(self, model, trial, expected) if adopt_head else None
         finally:
             model.train(was_training)
         if packed and not self.packed:

@@ -34,8 +34,8 @@ class PackedTrainer(Trainer):
                     kwargs[name] = with_lengths(kwargs[name], arguments.length_column_name)
         super().__init__(**kwargs)
         # transformers' own noise would be scaled by the length of the whole row.
-        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
-        self._noise = EmbeddingNoise(alpha) if alpha else None
+        self.neftune_noise_alpha = None
+        self._noise = EmbeddingNoise(arguments.neftune_noise_alpha) if arguments.neftune_noise_alpha else None
         if self._noise is not None:
             self._noise.attach(self.accelerator.unwrap_model(self.model))
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
+from posttrain.adapters import add_adapter, check_adapter
 from posttrain.arguments import checked_arguments
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
@@ -25,7 +26,6 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 from posttrain.methods import Method
 from posttrain.models import (
-    add_adapter,
     digest_of_model,
     disable_dropout,
     keep_bool_buffers_out_of_ddp,
@@ -52,6 +52,7 @@ def run(method: Method) -> dict[str, float]:
         UserError: a mistake in flags or data, before any weight is loaded where that can be known.
     """
     config = method.config
+    check_adapter(config)
     tokenizer = load_tokenizer(config)
     train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
     assert train is not None

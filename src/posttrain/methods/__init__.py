@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from posttrain.adapters import adapts_head
 from posttrain.batch import PackedBatch
 from posttrain.losses import Loss
 from posttrain.models import load_causal_model
@@ -39,7 +40,8 @@ class Method:
 
     def make_scorer(self, model: PreTrainedModel) -> Any:
         """A function of the model, wrapped or not, and a batch: what `loss` is told. Made once, before wrapping."""
-        return Scorer(model, packed=self.config.attn_implementation is None)
+        packed = self.config.attn_implementation is None
+        return Scorer(model, packed, adopt_head=not adapts_head(self.config, model))
 
     def check(self, arguments: TrainingArguments, datasets: Sequence[Dataset]) -> None:
         """Called before the model is loaded.
