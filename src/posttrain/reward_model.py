@@ -79,7 +79,8 @@ def load_sequence_classifier(
         ) from error
     if not has_head and not may_have_new_head:
         raise UserError(
-            f"{name} {path}: it has no score head, so its scores would be random; `posttrain reward` trains one"
+            f"{name} {path}: it has no score head, so its scores would be random; `posttrain reward` trains one",
+            "reward.md#a-first-run",
         )
     return model
 
@@ -167,6 +168,7 @@ def set_padding_token(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         raise UserError(
             f"{path}: the tokenizer has no padding token, and a classifier of transformers finds the end of a text by "
             "it; name one that no text ends with, and that is not the EOS token, with --pad_token; its special tokens "
-            f"are {', '.join(special[:8])}"
+            f"are {', '.join(special[:8])}",
+            "troubleshooting.md#model-loading",
         )
     tokenizer.pad_token = tokenizer.unk_token

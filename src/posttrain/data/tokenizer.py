@@ -44,13 +44,15 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token is None:
         raise UserError(
             f"{config.model_name_or_path}: the tokenizer has no EOS token; name one with --eos_token; "
-            f"its special tokens are {_special_tokens(tokenizer)}"
+            f"its special tokens are {_special_tokens(tokenizer)}",
+            "troubleshooting.md#model-loading",
         )
     if tokenizer.eos_token_id == tokenizer.pad_token_id:
         raise UserError(
             f"eos_token and pad_token of {config.model_name_or_path} are both {tokenizer.eos_token!r}: whoever ignores "
             "padding would ignore the end of the text too, and the model would never learn to stop; give another "
-            f"--pad_token, or --eos_token; its special tokens are {_special_tokens(tokenizer)}"
+            f"--pad_token, or --eos_token; its special tokens are {_special_tokens(tokenizer)}",
+            "troubleshooting.md#model-loading",
         )
     return tokenizer
 

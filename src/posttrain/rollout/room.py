@@ -42,5 +42,6 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
             raise UserError(
                 f"the longest prompt has {longest:,} tokens; with {flag} {completion:,} that is more than the {room:,} "
                 f"that {config.model_name_or_path} has room for; lower --{flag}, or "
-                f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop"
+                f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop",
+                "troubleshooting.md#generation",
             )

@@ -13,6 +13,8 @@ import numpy as np
 
 from posttrain.errors import UserError
 
+_PAGE = "grpo.md#the-numbers-of-a-step"
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -87,7 +89,8 @@ def make_schedule(
     if generation_batch_size is not None and generation_batch_size % together:
         raise UserError(
             f"generation_batch_size {generation_batch_size} is no multiple of {where}; give one that is, such as "
-            f"{together * max(1, generation_batch_size // together)}"
+            f"{together * max(1, generation_batch_size // together)}",
+            _PAGE,
         )
     steps = steps_per_generation or (generation_batch_size // together if generation_batch_size else accumulation)
     schedule = Schedule(num_generations, per_device, steps, num_iterations, world_size, rank)
@@ -96,12 +99,14 @@ def make_schedule(
             f"{where} × {steps} micro-batches are {schedule.num_completions} completions at a time, which is no "
             f"multiple of num_generations {num_generations}; change one of them, for example "
             f"--per_device_train_batch_size {num_generations} or --steps_per_generation "
-            f"{int(np.lcm(together, num_generations)) // together}"
+            f"{int(np.lcm(together, num_generations)) // together}",
+            _PAGE,
         )
     if steps % accumulation and accumulation % steps:
         raise UserError(
             f"a generation is cut into {steps} micro-batches, and an optimizer step takes {accumulation} "
-            "(gradient_accumulation_steps); one must be a multiple of the other"
+            "(gradient_accumulation_steps); one must be a multiple of the other",
+            _PAGE,
         )
     return schedule
 

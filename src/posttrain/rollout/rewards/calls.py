@@ -63,7 +63,9 @@ def load_function(name: FunctionName) -> Callable[..., Any]:
     try:
         loaded = _load_file(Path(module).expanduser()) if ":" in name.text else _import(module)
     except Exception as error:
-        raise UserError(f"reward_funcs: {name.text} cannot be imported: {describe(error)}") from error
+        raise UserError(
+            f"reward_funcs: {name.text} cannot be imported: {describe(error)}", "rewards.md#your-own"
+        ) from error
     function: Any = getattr(loaded, attribute, None)
     if function is None:
         from posttrain.config import suggestion  # brings the flags of all methods, which a worker seldom needs

@@ -78,7 +78,8 @@ def check_columns(needs: Needs, columns: Iterable[str], where: str) -> None:
                 near = "" if len(group) > 1 else suggestion(group[0], known)
                 raise UserError(
                     f"{where}: the reward {name} needs the column {' or '.join(group)}, and the data has "
-                    f"{', '.join(known)}; rename a column, or leave the reward out{near}"
+                    f"{', '.join(known)}; rename a column, or leave the reward out{near}",
+                    "rewards.md",
                 )
 
 

@@ -205,7 +205,9 @@ class Judge:
                 continue
             said = f"HTTP {response.status_code} {self._show(response.text)}"
             if response.status_code in _NEVER:
-                raise UserError(f"judge {self._endpoint.url}: {_NEVER[response.status_code]} ({said})")
+                raise UserError(
+                    f"judge {self._endpoint.url}: {_NEVER[response.status_code]} ({said})", "rewards.md#judges"
+                )
             if response.status_code in _TRY_AGAIN or response.status_code >= 500:
                 reason, wait = said, _seconds(response.headers.get("retry-after", ""))
                 continue

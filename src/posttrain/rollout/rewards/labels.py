@@ -35,7 +35,8 @@ def label_values(labels: Mapping[int, str], model: str) -> list[float]:
         return [1.0 if name in _GOOD else -1.0 if name in _BAD else 0.0 for name in names]
     raise UserError(
         f"{model}: its labels ({', '.join(labels.values())}) do not say what is good: wanted stars (1 star, …, 5 "
-        "stars), or positive and negative; give such a model, or score with a function of your own"
+        "stars), or positive and negative; give such a model, or score with a function of your own",
+        "rewards.md#classifiers",
     )
 
 

@@ -165,7 +165,7 @@ class Lane:
             self._drop()
             raise UserError(f"reward_funcs: {name.text} cannot be imported: {lost}") from None
         if isinstance(answer, Reply):
-            raise UserError(answer.mistake)
+            raise UserError(answer.mistake, "rewards.md#your-own")
         self._loaded.add(name)
         return list(answer)
 

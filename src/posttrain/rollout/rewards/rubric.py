@@ -51,9 +51,14 @@ class Rubric:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"judge_rubric: {path} cannot be read: {error}") from error
         except TemplateSyntaxError as error:
-            raise UserError(f"judge_rubric: {path} line {error.lineno}: {error.message}") from error
+            raise UserError(
+                f"judge_rubric: {path} line {error.lineno}: {error.message}", "rewards.md#judges"
+            ) from error
         if "completion" not in names:
-            raise UserError(f"judge_rubric: {path} never says {{{{ completion }}}}, so the judge would not see it")
+            raise UserError(
+                f"judge_rubric: {path} never says {{{{ completion }}}}, so the judge would not see it",
+                "rewards.md#judges",
+            )
         self.columns = sorted(names - {*_OWN, *environment.globals})
 
     def render(self, batch: RewardBatch) -> list[str]:

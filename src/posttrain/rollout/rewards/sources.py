@@ -74,12 +74,14 @@ def _parse(text: str, flag: str) -> Source:
     if colon:
         raise UserError(
             f"{flag}: {text} is neither path/to/file.py:function nor {' or '.join(f'{one}:MODEL' for one in TASKS)} "
-            f"nor judge:MODEL{suggestion(prefix, [*TASKS, 'judge'])}"
+            f"nor judge:MODEL{suggestion(prefix, [*TASKS, 'judge'])}",
+            "rewards.md",
         )
     if "." not in text or "/" in text or text.endswith(".py"):
         raise UserError(
             f"{flag}: {text} is no built-in reward ({', '.join(FUNCTIONS)}); name your own as "
-            f"package.module.function or path/to/file.py:function{suggestion(text, FUNCTIONS)}"
+            f"package.module.function or path/to/file.py:function{suggestion(text, FUNCTIONS)}",
+            "rewards.md",
         )
     return Source("function", text, text.rpartition(".")[2])
 

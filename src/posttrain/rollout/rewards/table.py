@@ -157,7 +157,8 @@ class Rewards:
             shown = "".join(f"\n  {text}" for text in self._first_failures)
             raise UserError(
                 f"rewards failed {self.num_failures} times, more than --max_reward_failures {self._max_failures}; the "
-                f"first failures:{shown}\nMend the reward (or give it longer with --reward_timeout), or bear more."
+                f"first failures:{shown}\nMend the reward (or give it longer with --reward_timeout), or bear more.",
+                "rewards.md#where-functions-run-and-what-happens-when-they-fail",
             )
 
     def note_silence(self, batch: RewardBatch, table: np.ndarray) -> None:
