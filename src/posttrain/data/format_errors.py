@@ -11,6 +11,7 @@ _KINDS = {
     "preference": "preference training (dpo, reward)",
     "prompts": "reinforcement learning (grpo, rloo)",
 }
+_PAGES = {"sft": "sft.md#data", "preference": "dpo.md#data", "prompts": "grpo.md#data"}
 NEEDS = {
     "sft": (
         f'  {{"messages": {MESSAGES_EXAMPLE}}}\n'
@@ -44,4 +45,5 @@ def wrong_columns(kind: str, columns: Mapping[str, Any], hint: str) -> RowError:
     return RowError(
         f"wrong columns for {_KINDS[kind]}",
         f"found the columns {found}:\n  {example}\n{advice}needed is a row such as\n{NEEDS[kind]}",
+        _PAGES[kind],
     )
