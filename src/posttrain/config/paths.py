@@ -92,11 +92,13 @@ def check_model(name: str, text: str) -> None:
         return
     if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         raise UserError(
-            f"{name}: {text} has no config.json, so it is no model folder; name one saved by save_pretrained"
+            f"{name}: {text} has no config.json, so it is no model folder; name one saved by save_pretrained",
+            "troubleshooting.md#model-loading",
         )
     if not any(next(path.glob(pattern), None) for pattern in (*WEIGHTS, "adapter_model.bin")):
         raise UserError(
-            f"{name}: {text} holds no weights (*.safetensors or pytorch_model.bin); save or copy them there"
+            f"{name}: {text} holds no weights (*.safetensors or pytorch_model.bin); save or copy them there",
+            "troubleshooting.md#model-loading",
         )
 
 

@@ -181,7 +181,9 @@ def check_something_left(totals: Totals, source: Source, options: Options) -> No
         for name, places in totals.dropped.items()
     ]
     num_rows = f"{totals.counts['rows_read']:,}"
-    raise UserError(f"{source.name}: of {num_rows} rows none is left to train on: {'; '.join(reasons)}")
+    raise UserError(
+        f"{source.name}: of {num_rows} rows none is left to train on: {'; '.join(reasons)}", "troubleshooting.md#data"
+    )
 
 
 def notes_of(totals: Totals, tokenizer: Any, options: Options) -> list[str]:

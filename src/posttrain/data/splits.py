@@ -108,7 +108,8 @@ def _whole(path: Path, wanted: WantedSplit, open_it: Callable[[], Source]) -> So
     if wanted.required:
         raise UserError(
             f"{path}: holds rows to train on and no split {wanted.name!r} (--dataset_test_split); "
-            f"give a folder with train.jsonl and {wanted.name}.jsonl, or --test_split_size"
+            f"give a folder with train.jsonl and {wanted.name}.jsonl, or --test_split_size",
+            "troubleshooting.md#data",
         )
     return None
 
@@ -127,7 +128,10 @@ def _pick(wanted: WantedSplit, available: Iterable[str], *, where: str, hint: st
     if not wanted.required:
         return "validation" if "validation" in available else None
     found = ", ".join(available) or "none"
-    raise UserError(f"{where}: no split {wanted.name!r}; found {found}{hint} (--dataset_{wanted.role}_split)")
+    raise UserError(
+        f"{where}: no split {wanted.name!r}; found {found}{hint} (--dataset_{wanted.role}_split)",
+        "troubleshooting.md#data",
+    )
 
 
 def _open_folder(folder: Path, wanted: WantedSplit, streamed: bool) -> Source | None:
