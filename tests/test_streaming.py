@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_data import bot, make_tokenizer, user, write_jsonl
-from tiny import curve, run, write_base, write_preference, write_sft
+from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
 from posttrain.config import DatasetSource, DPOConfig, RewardConfig, SFTConfig
 from posttrain.data import stream as stream_module
@@ -257,3 +258,34 @@ def test_a_changed_file_is_another_stream(texts: Path) -> None:
     assert fingerprint() == before and len({before, fingerprint(shuffle_dataset=True), fingerprint(max_length=9)}) == 3
     texts.write_text(texts.read_text() + '{"text": "more"}\n')
     assert fingerprint() != before
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_prompts_streamed(method: str, base: Path, tmp_path: Path, small_windows: None) -> None:
+    """In the order of the file, those of a file read beforehand; shuffled and resumed in the second pass, the same."""
+    data = write_prompts(tmp_path / "rows.jsonl", count=5)
+    whole, streamed = (
+        run_policy(method, base, data, tmp_path / name, "--no_shuffle_dataset", "--max_steps", "4", *words)
+        for name, words in (("a", ()), ("b", ("--dataset_streaming",)))
+    )
+    assert curve(streamed, "loss", "grad_norm", "reward") == curve(whole, "loss", "grad_norm", "reward")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    words = ["--dataset_streaming", "--max_steps", "8", "--save_strategy", "steps", "--save_steps", "5"]
+    whole = run_policy(method, base, data, tmp_path / "c", *words)
+    shutil.copytree(tmp_path / "c" / "checkpoint-5", tmp_path / "d" / "checkpoint-5")
+    resumed = run_policy(method, base, data, tmp_path / "d", *words, "--resume_from_checkpoint")
+    assert curve(resumed, "loss", "grad_norm", "reward") == curve(whole, "loss", "grad_norm", "reward")
+    assert (tmp_path / "c/model.safetensors").read_bytes() == (tmp_path / "d/model.safetensors").read_bytes()
+
+
+def test_streamed_prompts_that_are_too_long(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model has room for 1,024 tokens; that is said of the very prompt, when it is read."""
+    data = write_prompts(tmp_path / "rows.jsonl", count=5)
+    for flag, value, expected in (
+        ("--max_completion_length", "1000", r"rows\.jsonl line 1.*max_prompt_tokens is 24"),
+        ("--max_prompt_tokens", "1020", "prompts of up to 1,020 tokens are more than the 1,024"),
+        ("--max_completion_length", "1024", "prompts of up to 1 tokens are more"),
+    ):
+        with pytest.raises(AssertionError):
+            run_policy("grpo", base, data, tmp_path / "a", flag, value, "--dataset_streaming")
+        assert re.search(expected, capsys.readouterr().err)

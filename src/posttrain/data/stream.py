@@ -124,6 +124,13 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         window = next(window for window in reversed(self._held) if number >= window.place.first)
         return window.rows[number - window.place.first]
 
+    @property
+    def head(self) -> list[TokenRow]:
+        """The rows of the first window."""
+        if not self._held:
+            self[0]
+        return self._held[0].rows
+
     def loader(
         self, collate: Collate, batch_size: int, world_size: int, rank: int, number: int
     ) -> torch.utils.data.DataLoader[Any]:

@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 
 from posttrain.batch import PackedBatch
 from posttrain.config import PolicyConfig
+from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
 from posttrain.losses.advantages import Advantages, zero_variance_groups
@@ -33,7 +34,7 @@ from posttrain.rollout.metrics import as_loss, length_metrics
 from posttrain.rollout.rewards.check import check_columns, required_columns, reward_digests
 from posttrain.rollout.rewards.table import Rewards, build_rewards
 from posttrain.rollout.room import check_room
-from posttrain.rollout.schedule import PromptOrder, make_schedule
+from posttrain.rollout.schedule import GivenOrder, PromptOrder, make_schedule
 from posttrain.scoring import Scorer
 from posttrain.sharding import WholePolicy, spreads_weights
 
@@ -106,11 +107,13 @@ class PolicyMethod(Method):
             arguments.process_index,
         )
         self.accumulation = arguments.gradient_accumulation_steps
+        check_room(config, datasets)
         needs = required_columns(config)  # again here, for data of the hub
         for dataset in datasets:
-            columns = {name for text in dataset[:_ROWS_LOOKED_AT]["columns"] for name in json.loads(text)}
+            is_stream = isinstance(dataset, Stream)
+            texts = [row["columns"] for row in dataset.head] if is_stream else dataset[:_ROWS_LOOKED_AT]["columns"]
+            columns = {name for text in texts for name in json.loads(text)}
             check_columns(needs, columns, config.dataset_name or "datasets")
-        check_room(config, datasets)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self.tokenizer = tokenizer
@@ -164,7 +167,7 @@ class PolicyMethod(Method):
             rollouts = self.train_rollouts = TrainRollouts(
                 collector,
                 self.schedule,
-                PromptOrder(len(rows), _order_seed(arguments) if config.shuffle_dataset else None),
+                self._order(rows, arguments),
                 complete,
                 observe,
                 self._without_variance,
@@ -172,6 +175,13 @@ class PolicyMethod(Method):
                 config.max_resampling_rounds if config.dynamic_sampling else 0,
             )
         return torch.utils.data.DataLoader(rollouts, batch_size=1, collate_fn=_the_one)
+
+    def _order(self, rows: Dataset | Stream, arguments: TrainingArguments) -> PromptOrder | GivenOrder:
+        if isinstance(rows, Stream):
+            batches = arguments.max_steps * arguments.gradient_accumulation_steps
+            generations = -(-batches // self.schedule.batches_per_generation)
+            return GivenOrder(generations * self.schedule.num_prompts)
+        return PromptOrder(len(rows), _order_seed(arguments) if self.config.shuffle_dataset else None)
 
     def _collector(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> Collector:
         config, setting = self.config, functools.partial(self.config.setting, in_evaluation=in_evaluation)

@@ -15,7 +15,7 @@ import torch
 
 from posttrain.batch import NO_PARENT, PackedBatch, Segments, pack
 from posttrain.rollout.collect import Collector, Rollout
-from posttrain.rollout.schedule import PromptOrder, Schedule
+from posttrain.rollout.schedule import GivenOrder, PromptOrder, Schedule
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +75,7 @@ class TrainRollouts(torch.utils.data.Dataset[PackedBatch]):
         self,
         collector: Collector,
         schedule: Schedule,
-        order: PromptOrder,
+        order: PromptOrder | GivenOrder,
         complete: Complete,
         observe: Observe,
         without_variance: WithoutVariance,

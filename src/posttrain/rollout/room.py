@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
 from posttrain.config import PolicyConfig
+from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
         return  # an adapter's folder, or a model that cannot be loaded, which loading it will tell
     room = getattr(about.get_text_config(), "max_position_embeddings", None)
     for dataset, in_evaluation in zip(datasets, (False, True), strict=False):
+        if isinstance(dataset, Stream):
+            _limit_prompts(config, dataset, room)
+            continue
         longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
         completion = config.setting("max_completion_length", in_evaluation)
         if room is not None and longest + completion > room:
@@ -45,3 +50,19 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
                 f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop",
                 "troubleshooting.md#generation",
             )
+
+
+def _limit_prompts(config: PolicyConfig, stream: Stream, room: int | None) -> None:
+    """Of prompts that are still to be read, each is compared with the room when it comes."""
+    if room is None:
+        return
+    left, longest = room - config.max_completion_length, config.max_prompt_tokens
+    if longest is None and left > 0:
+        stream.options = dataclasses.replace(stream.options, max_length=left)
+    elif (longest or 1) > left:
+        raise UserError(
+            f"max_completion_length {config.max_completion_length:,} and prompts of up to {longest or 1:,} tokens are "
+            f"more than the {room:,} that {config.model_name_or_path} has room for; lower --max_completion_length or "
+            "--max_prompt_tokens",
+            "troubleshooting.md#generation",
+        )

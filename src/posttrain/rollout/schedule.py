@@ -111,6 +111,21 @@ def make_schedule(
     return schedule
 
 
+class GivenOrder:
+    """The order of a stream, which is endless and shuffled by itself.
+
+    Args:
+        num_prompts: about as many as a run takes.
+    """
+
+    def __init__(self, num_prompts: int):
+        self.num_prompts = num_prompts
+
+    def row(self, cursor: int) -> int:
+        """The row at a place of the order, counted from 0."""
+        return cursor
+
+
 class PromptOrder:
     """An endless order of prompts: a new permutation of all of them, again and again.
 
