@@ -14,11 +14,22 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from posttrain.errors import UserError
 
 
-def checked_arguments(values: Mapping[str, Any]) -> TrainingArguments:
+class Arguments(TrainingArguments):
+    """transformers' arguments, which show all flags of the run to trackers, as if they were its own."""
+
+    flags: Mapping[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments, and the flags of the run that they do not have."""
+        return {**self.flags, **super().to_dict()}
+
+
+def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Arguments:
     """TrainingArguments that a run can be made with.
 
     Args:
         values: keyword arguments of TrainingArguments.
+        flags: of the run.
 
     Raises:
         UserError: they do not fit together, or an optimizer or a package that they name is not installed.
@@ -29,7 +40,8 @@ def checked_arguments(values: Mapping[str, Any]) -> TrainingArguments:
     if kept.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         raise UserError("--deepspeed needs a package that is not installed: pip install deepspeed")
     with _complaints_about(""):
-        arguments = TrainingArguments(**kept)
+        arguments = Arguments(**kept)
+        arguments.flags = dict(flags)
     if arguments.fsdp and arguments.world_size == 1:
         raise UserError(
             "--fsdp shards a model over processes, and this is one; add --num_processes, or leave --fsdp out"

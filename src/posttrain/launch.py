@@ -20,6 +20,7 @@ from posttrain.errors import UserError
 from posttrain.hub_access import check as check_hub
 from posttrain.hub_access import take_token, without_token
 from posttrain.out_of_memory import advice_when_out_of_memory
+from posttrain.trackers import be_quiet, check_trackers
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 LAUNCHED = "POSTTRAIN_LAUNCHED"
@@ -49,6 +50,7 @@ def train(
     Raises:
         UserError: A path of the config or a launch option is wrong.
     """
+    be_quiet()
     os.environ.update(launch.env)
     take_token(config)
     check_paths(config)
@@ -63,6 +65,7 @@ def train(
         also_check(config, columns)
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
     if not launched:
+        check_trackers(config)
         check_hub(config)
         idle = remark(config)
         if idle is not None:

@@ -138,6 +138,7 @@ class HubTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._finish_current_push()
         shutil.rmtree(self._staging, ignore_errors=True)
         try:

@@ -155,11 +155,13 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
         decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if config.ddp_find_unused_parameters is None:
         decided["ddp_find_unused_parameters"] = False  # every parameter takes part; looking for others costs time
+    if config.trackio_static_space_id is None:
+        decided["trackio_static_space_id"] = False  # a public page of the run is made for those who name one
     if config.push_to_hub and config.hub_model_id is None:
         decided["hub_model_id"] = Path(config.output_dir).absolute().name
     if config.dataloader_pin_memory is None:
         decided["dataloader_pin_memory"] = on_gpu
-    return checked_arguments(config.training_arguments(**decided))
+    return checked_arguments(config.training_arguments(**decided), config.to_mapping())
 
 
 # Where results go, and what only watches a run: without a say in what is trained.

@@ -115,7 +115,7 @@ class LoggingFlags:
     project: str | None = theirs("huggingface", "Project of the run in a tracker.")
     trackio_space_id: str | None = theirs(None, "Space that shows the Trackio run.")
     trackio_bucket_id: str | None = theirs(None, "Bucket that keeps the Trackio run.")
-    trackio_static_space_id: bool | str | None = theirs(None, "Static Space for the finished Trackio run; false: none.")
+    trackio_static_space_id: bool | str | None = theirs(None, "Static Space for the finished Trackio run; unset: none.")
     include_num_input_tokens_seen: bool | str | None = theirs(
         "no", "Count the tokens read.", choices=("no", "all", "non_padding")
     )
