@@ -71,7 +71,7 @@ def check_trackers(config: CommonConfig) -> None:
         _set_project("WANDB_PROJECT", config)
         _log_in_to_wandb()
     if "mlflow" in names:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", (folder / "mlruns").as_uri())
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         _set_project("MLFLOW_EXPERIMENT_NAME", config)
 
 
