@@ -26,7 +26,8 @@ class Block:
         line: of its first fence, from 1.
         language: as the fence says.
         text: what is in it.
-        mark: the HTML comment above it, without its brackets; empty without one. `run`: CI runs it. `config METHOD`,
+        mark: the HTML comment above it, without its brackets; empty without one. `run`: CI runs it; `output`: of what
+            the block that was run last prints, lines of … stand for others. `config METHOD`,
             `params STAGE`, `rows KIND`, `accelerate`: what a block of YAML or JSON is.
     """
 

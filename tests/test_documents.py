@@ -18,6 +18,7 @@ from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
 from posttrain.experiment.params import stage_config
+from posttrain.inspection.options import parse_request
 
 # Programs whose own words are not looked at.
 OTHER_PROGRAMS = {".", "accelerate", "cd", "export", "git", "hf", "iconv", "ls", "nvidia-smi", "tail"}
@@ -123,6 +124,7 @@ def check_other_command(name: str, *words: str) -> None:
         assert not words
     else:
         assert name == "inspect"
+        assert not words or parse_request(words).configs
 
 
 def check_make(words: list[str]) -> None:

@@ -41,10 +41,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("document", MARKED)
-def test_marked_blocks_run(document: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marked_blocks_run(
+    document: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(workspace)
-    folders = []
+    folders, printed = [], ""
     for block in blocks(document):
+        if block.mark == "output":
+            wanted = [line for line in block.text.splitlines() if line != "…"]
+            assert [line for line in wanted if line not in printed.splitlines()] == [], block.place
         if block.mark != "run":
             continue
         if block.language == "python":
@@ -56,6 +61,7 @@ def test_marked_blocks_run(document: str, workspace: Path, monkeypatch: pytest.M
             program, *words = words_of(command)
             assert program == "posttrain", f"{block.place}: only posttrain is run here"
             assert main(words) == 0, f"{block.place}: {command}"
+            printed = capsys.readouterr().out
             if "--output_dir" in words:
                 folders.append(workspace / words[words.index("--output_dir") + 1])
     assert all((folder / "trainer_state.json").is_file() for folder in folders)
