@@ -157,7 +157,7 @@ class RewardConfig(RewardFlags, CommonConfig):
         if self.router_aux_loss_coef is not None:
             yield "router_aux_loss_coef: transformers' classifiers compute no router loss; leave it out"
         if self.lora_task_type != "SEQ_CLS":
-            yield "lora_task_type CAUSAL_LM would lose the score head of the reward model; leave it out"
+            yield "lora_task_type CAUSAL_LM would lose the score head of the reward model; it is SEQ_CLS here"
 
 
 METHODS: dict[str, type[CommonConfig]] = {
