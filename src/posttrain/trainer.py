@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -243,6 +244,9 @@ class PostTrainer(HubTrainer, PackedTrainer):
             self.train_dataset.save_place(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            # accelerate reads into what the optimizer holds, and before its first step that is nothing.
+            get_optimizer_state_dict(self.model_wrapped, self.optimizer.optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
