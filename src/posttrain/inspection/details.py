@@ -13,10 +13,10 @@ from posttrain.data.splits import open_source
 from posttrain.data.tokenised import Options
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
-from posttrain.inspection.display import Ink, command, item
+from posttrain.inspection.display import WIDTH, Ink, command, item, wrapped
 from posttrain.inspection.example import CLOSE, OPEN, segments_of, show_segment
 from posttrain.inspection.findings import Finding, findings
-from posttrain.inspection.lengths import better_limit, cuts_of, show_lengths
+from posttrain.inspection.lengths import better_limit, cuts_of, prompt_limit, show_lengths
 from posttrain.inspection.model import Model, describe_model
 from posttrain.inspection.options import Request
 from posttrain.inspection.start import Facts, starts
@@ -33,8 +33,8 @@ _WHAT_IS_TRAINED = {
 
 def details(
     request: Request, method: str, rows: Sequence[Row], columns: Sequence[str], ink: Ink
-) -> Iterator[Iterator[str]]:
-    """The sections, one after the other.
+) -> tuple[bool, Iterator[Iterator[str]]]:
+    """Tokenise the rows, and lay out what there is to say.
 
     Args:
         request: with the configs.
@@ -43,31 +43,48 @@ def details(
         columns: of the data.
         ink: colours.
 
+    Returns:
+        Whether all rows can be tokenised, as far as that is known; the sections, one after the other.
+
     Raises:
         UserError: no tokenizer can be loaded.
     """
-    config = request.configs[method]
     if not request.has_model:
         hint = "--model_name_or_path MODEL tells more: a row as the model sees it, lengths, chat template, memory"
-        yield iter(item(ink.dim("·"), hint, indent=0))
-        yield _start(request, method, rows, columns, None, {}, ink)
-        return
+        sections = [iter(item(ink.dim("·"), hint, indent=0)), _start(request, method, rows, columns, None, {}, ink)]
+        return True, iter(sections)
+    config = request.configs[method]
     tokenizer: Any = load_tokenizer(config)
     options = options_of(config, config.data_kind, "train")
     whole = tokenised(tokenizer, rows, config.data_kind, _without_limit(options))
+    return not whole.problems, _sections(request, method, tokenizer, whole, options, columns, ink)
+
+
+def _sections(
+    request: Request,
+    method: str,
+    tokenizer: Any,
+    whole: Tokens,
+    options: Options,
+    columns: Sequence[str],
+    ink: Ink,
+) -> Iterator[Iterator[str]]:
+    config = request.configs[method]
     model = describe_model(config, tokenizer)
-    found = findings(tokenizer, whole, options)
-    cuts = cuts_of(config, tokenizer, whole, options) if whole.rows else []
     yield _model(model, tokenizer, method, ink)
+    found = findings(tokenizer, whole, options)
+    advised = {finding.flags[0].removeprefix("--"): [*finding.flags[1:]] for finding in found if finding.flags}
     if whole.rows:
+        cuts = cuts_of(config, tokenizer, whole, options)
         yield _example(tokenizer, whole, options, ink)
         yield show_lengths(whole, cuts, model, config, ink)
+        limit, room = better_limit(whole, cuts, model), prompt_limit(whole, model, config)
+        if limit is not None and "max_length" not in config.explicit:
+            advised["max_length"] = [str(limit)]
+        if room is not None:
+            advised |= {"max_prompt_tokens": [str(room)], "long_prompts": ["drop"]}
     yield _findings(found, whole, ink)
-    advised = {finding.flags[0].removeprefix("--"): [*finding.flags[1:]] for finding in found if finding.flags}
-    limit = better_limit(whole, cuts, model)
-    if limit is not None and whole.kind != "prompts" and "max_length" not in config.explicit:
-        advised["max_length"] = [str(limit)]
-    yield _start(request, method, rows, columns, model, advised, ink)
+    yield _start(request, method, whole.rows, columns, model, advised, ink)
 
 
 def _without_limit(options: Options) -> Options:
@@ -83,15 +100,18 @@ def _model(model: Model, tokenizer: Any, method: str, ink: Ink) -> Iterator[str]
         facts.append(f"{model.positions:,} positions")
     tokens = [(name, getattr(tokenizer, f"{name.lower()}_token")) for name in ("EOS", "PAD", "BOS")]
     facts += [f"{name} {token if token is not None else 'none'}" for name, token in tokens]
-    yield "  " + ink.dim(" · ").join(facts)
+    yield from (f"  {line}" for line in wrapped(" · ".join(facts), WIDTH - 2))
     needed = model.training_bytes(method)
     if needed is not None and model.memory:
         sizes = [_short_size(size) for size in (needed, model.memory)]
         reference = ", and the reference" if method in ("dpo", "rloo") else ""
         fits = model.fits(method)
+        short = (
+            "too much for it" if model.fits_with_adapters(2) else "too much for it, and for adapters in bfloat16 too"
+        )
         text = (
             f"all of it trained in float32: {sizes[0]} (weights, gradients, Adam's states{reference}), and activations "
-            f"on top, of the {sizes[1]} of {model.where}" + ("" if fits else "; too much: train adapters, --use_peft")
+            f"on top, of the {sizes[1]} of {model.where}" + ("" if fits else f"; {short}")
         )
         yield from item(ink.good("✓") if fits else ink.warn("!"), text)
 
@@ -152,7 +172,7 @@ def _start(
     facts = Facts(method, given, advised, model, columns, len(rows), has_test)
     yield ink.bold("Start with")
     for start in starts(facts):
-        yield ink.dim(f"  # {start.why}")
+        yield from (ink.dim(f"  # {line}") for line in wrapped(start.why, WIDTH - 4))
         yield from command(start.words)
     if method in ("grpo", "rloo") and "solution" not in columns and not {"reward_funcs", "config"} & given.keys():
         yield from item(

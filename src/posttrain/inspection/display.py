@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 WIDTH = 100
 _BAR = 40
+_BINS = 8
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,18 @@ def ink_for(color: str) -> Ink:
     return Ink(color == "always" or (color == "auto" and on_terminal))
 
 
-def item(mark: str, text: str, indent: int = 2) -> list[str]:
-    """A line that begins with a mark one column wide, wrapped; the lines after it stand under its text."""
-    lines = [
+def wrapped(text: str, width: int) -> list[str]:
+    """Text in lines; a word that is longer than a line stays whole, for it is a path or a flag."""
+    return [
         line
         for paragraph in text.splitlines()
-        for line in textwrap.wrap(paragraph, WIDTH - indent - 2, break_long_words=False, break_on_hyphens=False)
+        for line in textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False)
     ]
+
+
+def item(mark: str, text: str, indent: int = 2) -> list[str]:
+    """A line that begins with a mark one column wide, wrapped; the lines after it stand under its text."""
+    lines = wrapped(text, WIDTH - indent - 2)
     return [" " * indent + (f"{mark} " if not number else "  ") + line for number, line in enumerate(lines)]
 
 
@@ -92,9 +98,13 @@ def table(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:
 def histogram(lengths: npt.NDArray[np.int64], limit: int | None, ink: Ink) -> list[str]:
     """How many lengths there are up to each power of two, as bars; those above the limit are marked."""
     edges = 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
-    bins = [int(edge) for edge in 2 ** np.arange(int(np.log2(edges.min())), int(np.log2(edges.max())) + 1)]
+    bins = [int(edge) for edge in 2 ** np.arange(int(np.log2(edges.min())), int(np.log2(edges.max())) + 1)][-_BINS:]
+    edges = np.maximum(edges, bins[0])
     counts = [int((edges == edge).sum()) for edge in bins]
-    names = [f"{edge // 2 + 1:,} to {edge:,}" if edge > 1 else "up to 1" for edge in bins]
+    first = (
+        f"up to {bins[0]:,}" if lengths.min() <= bins[0] // 2 or bins[0] < 4 else f"{bins[0] // 2 + 1:,} to {bins[0]:,}"
+    )
+    names = [first, *(f"{edge // 2 + 1:,} to {edge:,}" for edge in bins[1:])]
     lines = []
     for name, edge, count in zip(names, bins, counts, strict=True):
         bar = "█" * max(1, round(_BAR * count / max(counts))) if count else ""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
+from unicodedata import east_asian_width
 
 from posttrain.inspection.display import WIDTH, Ink
 
@@ -122,13 +123,19 @@ def _wrapped(atoms: Iterable[tuple[str, Look]], width: int, ink: Ink) -> Iterato
 
 def _short_enough(atoms: Iterable[tuple[str, Look]], width: int) -> Iterator[tuple[str, Look]]:
     for text, look in atoms:
-        for start in range(0, len(text), width):
-            yield text[start : start + width], look
+        step = width if _width(text) == len(text) else width // 2
+        for start in range(0, len(text), step):
+            yield text[start : start + step], look
 
 
 def _columns(line: Atoms, ink: Ink) -> int:
     runs = sum(trained for trained, _ in groupby(line, key=lambda atom: atom[1].trained))
-    return sum(len(text) for text, _ in line) + (0 if ink.colored else runs * len(OPEN + CLOSE))
+    return sum(_width(text) for text, _ in line) + (0 if ink.colored else runs * len(OPEN + CLOSE))
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: Chinese, Japanese and Korean characters take two."""
+    return len(text) if text.isascii() else sum(1 + (east_asian_width(character) in "WF") for character in text)
 
 
 def _line(line: Atoms, ink: Ink) -> str:

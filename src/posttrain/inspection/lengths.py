@@ -32,10 +32,12 @@ def cuts_of(config: CommonConfig, tokenizer: Any, whole: Tokens, options: Option
 
 
 def better_limit(whole: Tokens, cuts: Sequence[Cut], model: Model) -> int | None:
-    """A max_length that leaves 99% of the rows whole, where the one that holds leaves fewer."""
+    """A max_length that leaves 99% of the rows whole, where there is one that holds and it leaves fewer."""
+    if whole.kind == "prompts":
+        return None
     longer = _longer_limits(whole, cuts, model)
     num_lost = cuts[-1].num_rows + cuts[-1].num_dropped if cuts else 0
-    return longer[0] if longer is not None and num_lost > _LOST * len(whole.rows) else None
+    return longer[0] if longer and num_lost > _LOST * len(whole.rows) else None
 
 
 def show_lengths(whole: Tokens, cuts: Sequence[Cut], model: Model, config: CommonConfig, ink: Ink) -> Iterator[str]:
@@ -54,33 +56,31 @@ def show_lengths(whole: Tokens, cuts: Sequence[Cut], model: Model, config: Commo
     yield f"{ink.bold('Lengths')}  {ink.dim(f'in tokens; {total:,} in all')}"
     rows: list[tuple[str, ...]] = [("", "min", "median", "90%", "99%", "max")]
     for name, values in lengths.items():
-        rows.append((name, *(f"{round(float(np.quantile(values, q))):,}" for q in (0, 0.5, 0.9, 0.99, 1))))
+        rows.append((name, *(f"{int(np.quantile(values, q, method='higher')):,}" for q in (0, 0.5, 0.9, 0.99, 1))))
     yield from table(rows)
     yield from histogram(longest, cuts[-1].limit if cuts else None, ink)
     for cut in cuts:
         given = "max_length" in config.explicit or whole.kind == "prompts"
         yield from _show_cut(cut, whole, "given" if given and cut is cuts[-1] else "default", ink)
-    longer = _longer_limits(whole, cuts, model)
-    if longer is not None and whole.kind != "prompts":
-        most, whole_lot = longer
-        text = f"99% of the rows whole, {whole_lot} all of them" if most < whole_lot else "all rows whole"
-        yield from item(ink.dim("→"), f"--max_length {most} keeps {text}")
+    if whole.kind != "prompts":
+        for limit in _longer_limits(whole, cuts, model):
+            kept = f"{(longest <= limit).mean():.0%} of the" if (longest > limit).any() else "all"
+            yield from item(ink.dim("→"), f"--max_length {limit} keeps {kept} rows whole")
     if whole.kind in ("preference", "reward"):
         share = float((lengths["chosen"] > lengths["rejected"]).mean())
         yield from item(ink.dim("·"), f"chosen is longer than rejected in {share:.0%} of the pairs")
-    if model.positions is not None:
-        yield from _show_room(longest, model.positions, whole.kind, config, ink)
+    yield from _show_room(whole, model, config, ink)
 
 
-def _longer_limits(whole: Tokens, cuts: Sequence[Cut], model: Model) -> tuple[int, int] | None:
-    """Limits that keep 99% of the rows whole, and all of them, where the one that holds does not."""
-    longest = whole.longest()
-    if not cuts or cuts[-1].limit >= longest.max():
-        return None
-    room = model.positions or math.inf
-    most, all_of_them = float(np.quantile(longest, 1 - _LOST)), float(longest.max())
-    limits = [int(min(math.ceil(length / _STEP) * _STEP, room)) for length in (most, all_of_them)]
-    return limits[0], limits[1]
+def _longer_limits(whole: Tokens, cuts: Sequence[Cut], model: Model) -> list[int]:
+    """Limits above the one that holds: one that keeps 99% of the rows whole, and one that keeps all; as far as the
+    model has positions."""
+    if not cuts:
+        return []
+    longest, room = whole.longest(), model.positions or math.inf
+    wanted = [int(np.quantile(longest, 1 - _LOST, method="higher")), int(longest.max())]
+    limits = [int(min(math.ceil(length / _STEP) * _STEP, room)) for length in wanted if length > cuts[-1].limit]
+    return [limit for limit in dict.fromkeys(limits) if limit > cuts[-1].limit]
 
 
 def _show_cut(cut: Cut, whole: Tokens, origin: str, ink: Ink) -> Iterator[str]:
@@ -100,14 +100,34 @@ def _show_cut(cut: Cut, whole: Tokens, origin: str, ink: Ink) -> Iterator[str]:
     yield from item(ink.warn("!"), f"{head} {' and '.join(parts)}")
 
 
-def _show_room(longest: Any, positions: int, kind: str, config: Any, ink: Ink) -> Iterator[str]:
+def _show_room(whole: Tokens, model: Model, config: CommonConfig, ink: Ink) -> Iterator[str]:
     """What the model has no positions for."""
-    beyond = int((longest > positions).sum())
-    if beyond:
-        yield from item(ink.warn("!"), f"{beyond:,} rows are longer than the {positions:,} positions of the model")
-    elif kind == "prompts" and positions - longest.max() < config.max_completion_length:
+    if model.positions is None:
+        return
+    longest, limit = whole.longest(), prompt_limit(whole, model, config)
+    beyond = int((longest > (limit or model.positions)).sum())
+    if limit is not None:
         text = (
-            f"the longest prompt leaves {positions - int(longest.max()):,} of {positions:,} positions, less than "
-            f"max_completion_length {config.max_completion_length}; lower it, or give --max_prompt_tokens"
+            f"{beyond:,} prompts are longer than {limit:,} tokens, which is what max_completion_length leaves of the "
+            f"{model.positions:,} positions of the model: training refuses them without --max_prompt_tokens {limit} "
+            "--long_prompts drop (or truncate_left)"
         )
         yield from item(ink.bad("✗"), text)
+    elif beyond:
+        yield from item(
+            ink.warn("!"), f"{beyond:,} rows are longer than the {model.positions:,} positions of the model"
+        )
+
+
+def prompt_limit(whole: Tokens, model: Model, config: Any) -> int | None:
+    """The longest prompt that leaves room for a completion, where one is longer and nothing is said about it.
+
+    Args:
+        whole: the rows; only prompts have such a limit.
+        model: which has so many positions.
+        config: of the method.
+    """
+    if whole.kind != "prompts" or model.positions is None or config.max_prompt_tokens is not None:
+        return None
+    limit = max(1, model.positions - config.max_completion_length)
+    return limit if whole.longest().max() > limit else None

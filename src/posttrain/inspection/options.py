@@ -1,5 +1,6 @@
 """What `posttrain inspect` is told: its own flags, and those of the methods, each for the methods that know it."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ _DEFAULT_ROWS = 5000
 class InspectFlags:
     """The flags that only `posttrain inspect` has."""
 
-    method: str | None = flag(None, "Look at the rows as this method does; unset: the one that fits.", choices=METHODS)
+    method: str | None = flag(None, "See the rows as this method does; unset: the one that fits.", choices=METHODS)
     num_rows: int | None = flag(_DEFAULT_ROWS, "Rows to read, from the first; none: all.", low=1)
     color: str = flag("auto", "Mark in colour: auto is on a terminal.", choices=("auto", "always", "never"))
 
@@ -116,8 +117,8 @@ def _names(method: str) -> set[str]:
 
 
 def _stand_ins(method: str, given: dict[str, list[str]]) -> dict[str, object]:
-    """What a method has to be told and the user need not: to look at rows takes no reward, and no model."""
-    values: dict[str, object] = {"model_name_or_path": NO_MODEL}
+    """What a method has to be told and the user need not: to look at rows takes no model, steps or reward."""
+    values: dict[str, object] = {"model_name_or_path": NO_MODEL, "max_steps": 20}
     names = {"reward_funcs", "reward_model_name_or_path", "config"}
     if "reward_funcs" in _names(method) and not names & given.keys():
         values["reward_funcs"] = ["accuracy_reward"]
@@ -141,14 +142,22 @@ def help_text() -> str:
     lines = [
         f"Usage: {USAGE}",
         "",
-        "Reads the first rows of a file, folder or hub id, and tells which methods can train on them, what a model",
-        "sees of a row and which of its tokens are trained on, how long rows are and what max_length takes from",
-        "them, what is odd about chat template and special tokens, and a command to start with. Without",
-        "--model_name_or_path: what can be said without a tokenizer. Nothing is trained or written.",
+        "Reads the first rows of a file, folder or hub id, and tells which methods can train on them, what a",
+        "model sees of a row and which of its tokens are trained on, how long rows are and what max_length",
+        "takes from them, what is odd about chat template and special tokens, and a command to start with.",
+        "Without --model_name_or_path: what can be said without a tokenizer. Nothing is trained or written.",
         "",
     ]
     for name, each in fields.items():
         default = f" [{each.default}]" if each.default is not None else ""
         choices = f" One of: {', '.join(each.metadata['choices'])}." if each.metadata["choices"] else ""
-        lines.append(f"  --{name:<12}{each.metadata['help']}{choices}{default}")
-    return "\n".join([*lines, "", "All flags of the methods are taken too, such as --max_length or --eos_token."])
+        text = f"  --{name:<12}{each.metadata['help']}{choices}{default}"
+        lines += textwrap.wrap(text, 100, subsequent_indent=" " * 16)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "All flags of the methods are taken too, such as --max_length or --eos_token; --dataset_streaming",
+            "reads the first rows of a large data set of the hub without fetching the others.",
+        ]
+    )

@@ -22,6 +22,11 @@ _OWN_COLUMNS = {
     "prompts": ["prompt"],
 }
 _FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+_NAMES = {
+    "sft": "sft",
+    "preference": "preference training (dpo, reward)",
+    "prompts": "reinforcement learning (grpo, rloo)",
+}
 _SHOWN = 3
 
 
@@ -55,9 +60,10 @@ def print_report(request: Request) -> int:
     fit = fits[_parsed_as(method)]
     from posttrain.inspection.details import details  # imports transformers
 
-    for section in details(request, method, fit.rows, list(columns), ink):
+    is_sound, sections = details(request, method, fit.rows, list(columns), ink)
+    for section in sections:
         _print(section)
-    return 1 if fit.num_others else 0
+    return 0 if is_sound and not fit.num_others else 1
 
 
 def _print(*sections: Iterator[str]) -> None:
@@ -95,37 +101,29 @@ def _columns(columns: dict[str, Column], num_rows: int, ink: Ink) -> Iterator[st
 
 def _methods(request: Request, fits: dict[str, Fit], columns: dict[str, Column], ink: Ink) -> Iterator[str]:
     yield ink.bold("Methods")
-    for method in METHODS:
-        label = f"{method:<8}"
-        if method in request.refused:
-            yield from item(ink.bad("✗"), f"{label}{request.refused[method]}")
-            continue
-        kind = _parsed_as(method)
-        fit = fits[kind]
+    for kind, fit in fits.items():
+        label = f"{', '.join(method for method in request.configs if _parsed_as(method) == kind):<13}"
         if not fit.num_others:
             yield from item(ink.good("✓"), f"{label}{_used(kind, columns)}")
-        elif set(fit.problems.found) <= {f"wrong columns for {name}" for name in _WRONG_COLUMNS[kind]} and not fit.rows:
+        elif set(fit.problems.found) == {f"wrong columns for {_NAMES[kind]}"} and not fit.rows:
             yield from item(ink.bad("✗"), f"{label}needs {_NEEDS[kind]}")
         else:
             mark = ink.warn("!") if fit.rows else ink.bad("✗")
             total = len(fit.rows) + fit.num_others
-            yield from item(mark, f"{label}{fit.num_others:,} of {total:,} rows cannot be used")
+            yield from item(
+                mark, f"{label}{fit.num_others:,} of {total:,} rows cannot be used, and training begins with none"
+            )
             yield from _problems(fit.problems)
-
-
-_WRONG_COLUMNS = {
-    "sft": ["sft"],
-    "preference": ["preference training (dpo, reward)"],
-    "prompts": ["reinforcement learning (grpo, rloo)"],
-}
+    for method, error in request.refused.items():
+        yield from item(ink.bad("✗"), f"{method:<13}{error}")
 
 
 def _problems(problems: Problems) -> Iterator[str]:
     for headline, (count, places, detail) in list(problems.found.items())[:_SHOWN]:
         more = f" and {count - len(places):,} more" if count > len(places) else ""
-        yield from item(" ", f"{headline} ({', '.join(places)}{more}): {detail.splitlines()[0]}", indent=10)
+        yield from item(" ", f"{headline} ({', '.join(places)}{more}): {detail.splitlines()[0]}", indent=15)
     if len(problems.found) > _SHOWN:
-        yield from item(" ", f"… and {len(problems.found) - _SHOWN} other mistakes", indent=10)
+        yield from item(" ", f"… and {len(problems.found) - _SHOWN} other mistakes", indent=15)
 
 
 def _used(kind: str, columns: dict[str, Column]) -> str:

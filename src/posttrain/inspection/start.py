@@ -66,7 +66,7 @@ def starts(facts: Facts) -> list[Start]:
     if facts.model and facts.model.base and facts.method != "sft":
         tuned = _output(model, "sft")
         own: Flags = {"dataset_name": ["conversations.jsonl"]} | _memory(facts.model, "sft")
-        why = f"{Path(model).name} seems to be a base model ({facts.model.base}): fine-tune it first"
+        why = f"{Path(model).name} seems to be a base model ({facts.model.base}): fine-tune it first, on conversations"
         steps.append(Start(why, _words("sft", model, own, tuned)))
         model = tuned
     flags = _flags(facts, facts.model)
@@ -98,6 +98,8 @@ def _flags(facts: Facts, model: Model | None) -> Flags:
     """The user's flags, and what data and model ask for where the user says nothing."""
     advised = facts.advised if model is facts.model else {}
     own = {**_rewards(facts), **_memory(model, facts.method)}
+    if _is_streamed(facts):
+        own["max_steps"] = ["1000"]  # an epoch has no length
     further = {name: words for name, words in own.items() if not {name, f"no_{name}"} & facts.given.keys()}
     return {**facts.given, **further, **advised}  # what is advised has seen what is given
 
@@ -126,6 +128,8 @@ def _memory(model: Model | None, method: str) -> Flags:
     flags |= {"use_peft": [], "learning_rate": [f"{rate:.0e}".replace("e-0", "e-")]}
     if not model.fits_with_adapters(4):
         flags |= {"dtype": ["bfloat16"]}
+    if not model.fits_with_adapters(2) and model.where == "the GPU":
+        flags |= {"load_in_4bit": []}
     return flags
 
 
@@ -135,7 +139,13 @@ def _evaluation(facts: Facts) -> Flags:
     steps = {"eval_strategy": ["steps"], "eval_steps": ["50"]}
     if facts.has_test_split:
         return steps
+    if _is_streamed(facts):
+        return {"test_split_size": ["200"], **steps}
     return {"test_split_size": ["0.05"], **steps} if facts.num_rows >= _MANY_ROWS else {}
+
+
+def _is_streamed(facts: Facts) -> bool:
+    return bool({"dataset_streaming", "streaming"} & facts.given.keys())
 
 
 def _output(model: str, method: str) -> str:
