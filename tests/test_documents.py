@@ -21,7 +21,7 @@ from posttrain.experiment.params import stage_config
 from posttrain.inspection.options import parse_request
 
 # Programs whose own words are not looked at.
-OTHER_PROGRAMS = {".", "accelerate", "cd", "export", "git", "hf", "iconv", "ls", "nvidia-smi", "tail"}
+OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
 # In code spans, and no flags of posttrain: of other programs, in general, and a mistake that is told about.
 OTHER_FLAGS = {"--help", "--version", "--flag", "--params", "--logdir", "--num_train_epoch"}
 KIND_OF_PAGE = {
