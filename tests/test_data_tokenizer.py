@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers_data import MARKED_TEMPLATE, PLAIN_TEMPLATE, make_tokenizer
 
-from posttrain.config import SFTConfig
+from posttrain.config import GRPOConfig, SFTConfig
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 
@@ -39,6 +39,8 @@ def test_eos_must_not_be_pad(tmp_path: Path) -> None:
         loaded(model)
     assert loaded(model, pad_token="<eos>").pad_token == "<eos>"
     assert loaded(model, eos_token="<eos>").eos_token == "<eos>"
+    sampling = GRPOConfig(model_name_or_path=model, reward_funcs=["accuracy_reward"])
+    assert load_tokenizer(sampling).eos_token == "<pad>"
 
 
 def test_a_tokenizer_without_eos(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
         config: of the run.
 
     Raises:
-        UserError: there is no tokenizer or template, a token is not in the vocabulary, EOS is missing or is PAD.
+        UserError: there is no tokenizer or template, a token is not in the vocabulary, EOS is missing, or is PAD where texts are trained on.
     """
     assert config.model_name_or_path is not None
     tokenizer = _load(config.model_name_or_path, config, "--model_name_or_path")
@@ -47,7 +47,9 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
             f"its special tokens are {_special_tokens(tokenizer)}",
             "troubleshooting.md#model-loading",
         )
-    if tokenizer.eos_token_id == tokenizer.pad_token_id:
+    # Where completions are sampled, none is padded, and their ends come from the model: base models such as
+    # Qwen2.5-0.5B, which have one token for both, are trained as they are.
+    if tokenizer.eos_token_id == tokenizer.pad_token_id and config.data_kind != "prompts":
         raise UserError(
             f"eos_token and pad_token of {config.model_name_or_path} are both {tokenizer.eos_token!r}: whoever ignores "
             "padding would ignore the end of the text too, and the model would never learn to stop; give another "
