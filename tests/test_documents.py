@@ -1,5 +1,6 @@
 """What the documents tell a person to type or to write is understood: commands, flags, files, rows, links and pages."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,28 @@ def test_pages_that_messages_name_exist() -> None:
         file, _, anchor = page.partition("#")
         assert (ROOT / "docs" / file).is_file(), page
         assert not anchor or anchor in anchors(f"docs/{file}"), page
+
+
+def test_messages_in_troubleshooting_are_those_of_the_program() -> None:
+    """The first cell of a row, where it is code of several words, quotes a message; … stands for what varies."""
+    said = [text for source in (ROOT / "src/posttrain").rglob("*.py") for text in strings_of(source)]
+    rows = re.findall(r"^\| (`.*?`|``.*?``) \|", text_of("docs/troubleshooting.md"), flags=re.MULTILINE)
+    messages = [row.strip("` ") for row in rows if " " in row]
+    assert len(messages) > 30
+    for message in messages:
+        for part in filter(None, (part.strip() for part in message.split("…"))):
+            assert any(part in text for text in said), f"nothing says {part!r}"
+
+
+def strings_of(source: Path) -> list[str]:
+    """The texts in a file of Python, with … where something is put in."""
+    found = []
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return found
 
 
 def test_every_page_is_on_the_map() -> None:
