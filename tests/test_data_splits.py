@@ -1,13 +1,16 @@
 """From the flags to a source of rows."""
 
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pytest
 from helpers_data import write_jsonl
 
-from posttrain.config import DatasetSource, SFTConfig
+from posttrain.config import DatasetSource, SFTConfig, from_mapping
 from posttrain.data.sources import Source
 from posttrain.data.splits import Role, open_source
 from posttrain.errors import UserError
@@ -76,6 +79,10 @@ def test_shards_and_the_folder_data(tmp_path: Path) -> None:
         path = tmp_path / "data" / f"train-{shard:05d}-of-00002.parquet"
         datasets.Dataset.from_list(rows(3 * shard, 3 * shard + 3)).to_parquet(path)
     assert opened(dataset_name=str(tmp_path)) == list(range(6))
+    (tmp_path / "data").rename(tmp_path / "test")  # as the hub's own Parquet copies lie
+    assert opened("test", dataset_name=str(tmp_path)) == list(range(6))
+    with pytest.raises(UserError, match="no split 'train'; found test"):
+        opened(dataset_name=str(tmp_path))
 
 
 def test_data_saved_to_disk(tmp_path: Path) -> None:
@@ -115,7 +122,7 @@ def test_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_source(config(dataset_name="org/rows"), "test") is None
     with pytest.raises(UserError, match="'dev'; found train"):
         opened(dataset_name="org/rows", dataset_train_split="dev")
-    with pytest.raises(UserError, match="doesn't exist on the Hub"):
+    with pytest.raises(UserError, match="has no repository of this name"):
         opened(dataset_name="org/none")
 
 
@@ -130,6 +137,9 @@ def test_rows_held_out(folder: Path) -> None:
     assert len(seeds) > 1
     with pytest.raises(UserError, match="leaves nothing to train on"):
         opened(dataset_name=name, test_split_size=6)
+    random.seed(1)  # what other libraries draw, and how much of it, decides nothing
+    numpy.random.seed(1)
+    assert opened("test", dataset_name=name, test_split_size=2, seed=3) == [2, 5]
     # asked for, so it goes before the folder's own
     assert set(opened("test", dataset_name=str(folder), test_split_size=2)) <= set(range(6))
 
@@ -141,10 +151,16 @@ def test_a_mixture(folder: Path) -> None:
     assert len(opened("test", datasets=[train, validation], test_split_size=3)) == 3
     by_file = DatasetSource(path="json", data_files={"train": str(folder / "train.jsonl")})
     in_folder = DatasetSource(path=str(folder), data_files=["validation.jsonl", "train.jsonl"])
+    like = DatasetSource(path="json", data_files=str(folder / "*.jsonl"))
     in_data_dir = DatasetSource(path=str(folder.parent), data_dir=folder.name)
     assert opened(datasets=[by_file]) == list(range(6))
     assert opened(datasets=[in_folder]) == [6, 7, 0, 1, 2, 3, 4, 5]
-    assert opened(datasets=[in_data_dir]) == list(range(6))
+    assert opened(datasets=[in_data_dir]) == opened(datasets=[like])[:6] == list(range(6))
+    (folder / "saved").mkdir()
+    datasets.Dataset.from_list(rows(6, 8)).save_to_disk(folder / "saved" / "one")
+    datasets.Dataset.from_list(rows(8, 9)).to_parquet(folder / "saved" / "more.parquet")
+    parts = [DatasetSource(path=str(folder / "saved" / name)) for name in ("one", "more.parquet")]
+    assert opened(datasets=[train, *parts]) == list(range(9))
 
 
 def test_columns_and_fractions_of_a_mixture(tmp_path: Path) -> None:
@@ -155,17 +171,39 @@ def test_columns_and_fractions_of_a_mixture(tmp_path: Path) -> None:
     source = open_source(config(datasets=[a, b]), "train")
     assert numbers(source) == [0, 1, 2, 3, 10, 11, 12, 13]  # b has 4 rows, so a gives no more
     assert source is not None and "extra" not in next(source.rows()).columns
+    assert numbers(open_source(config(datasets=[replace(a, fraction=3.0), replace(b, fraction=0.0)]), "train")) == list(
+        range(10)
+    )
+    drawn = [opened(datasets=[replace(a, seed=seed), b]) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(one[4:] == [10, 11, 12, 13] and one[:4] == sorted(one[:4]) != [0, 1, 2, 3] for one in drawn)
     with pytest.raises(UserError, match="no column 'm'"):
         opened(datasets=[DatasetSource(path=str(tmp_path / "b.jsonl"), columns=["m"])])
 
 
 def test_mistakes_in_a_mixture(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"datasets\[0\]: path 'json' needs data_files"):
+    with pytest.raises(UserError, match=r"datasets\[0\]\.data_files is missing"):
         opened(datasets=[DatasetSource(path="json")])
+    with pytest.raises(UserError, match=r"datasets\[0\]\.data_files: no file is like .*nothing-\*"):
+        opened(datasets=[DatasetSource(path=str(folder), data_files="nothing-*")])
+    with pytest.raises(UserError, match=r"datasets\[1\]\.path\)"):
+        opened(datasets=[DatasetSource(path=str(folder)), DatasetSource(path=str(folder / "gone.jsonl"))])
     with pytest.raises(UserError, match="no split 'test'; found train"):
         opened(datasets=[DatasetSource(path="json", data_files={"train": "x.jsonl"}, split="test")])
-    with pytest.raises(UserError, match="no split 'dev'"):
+    with pytest.raises(UserError, match=r"no split 'dev'.*\(datasets\[0\]\.split\)"):
         opened(datasets=[DatasetSource(path=str(folder), split="dev")])
+    for first, second, expected in (
+        ({"fraction": 1}, {}, "datasets[1].fraction is missing; give a fraction for all datasets or for none"),
+        ({"fraction": 0}, {"fraction": 0.0}, "datasets[0].fraction is 0"),
+        ({}, {"seed": 1}, "datasets[1].seed draws the rows of a fraction"),
+        ({}, {"fraction": "half"}, "datasets[1].fraction"),
+        ({}, {"fractoin": 1}, "datasets[1].fractoin"),
+        ({}, {"path": None}, "datasets[1].path"),
+    ):
+        entries = [{"path": str(folder)} | first, {"path": str(folder)} | second]
+        with pytest.raises(UserError) as caught:
+            from_mapping("sft", {"model_name_or_path": "model", "datasets": entries}, "sft.yaml")
+        assert f"sft.yaml: {expected}" in str(caught.value)
 
 
 def test_a_digest_follows_the_bytes_and_the_choice(folder: Path) -> None:

@@ -107,9 +107,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _answer(error: BaseException) -> str | None:
     """What the hub answers, in the user's words; None for an error that is no answer of it."""
     names = {cls.__name__ for cls in type(error).__mro__}  # huggingface_hub is not imported to find that it is not its
-    if "GatedRepoError" in names:
+    of_datasets = "DatasetNotFoundError" in names  # which hides the hub's own error, and keeps its sense
+    if "GatedRepoError" in names or (of_datasets and "gated" in str(error)):
         return f"its authors grant access on request: ask for it on its page at {address()}, and {_how_to_log_in()}"
-    if "RepositoryNotFoundError" in names:
+    if "RepositoryNotFoundError" in names or of_datasets:
         return (
             f"there is no such file or folder here, and {address()} has no repository of this name, or a private one: "
             f"check the spelling, and to use a private one, {_how_to_log_in()}"

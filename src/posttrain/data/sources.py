@@ -89,8 +89,9 @@ class TableSource:
     def rows(self, skip: int = 0) -> Iterator[Row]:
         if len(self.table) == 0:
             raise UserError(f"{self.name}: the data set is empty; it needs at least one row")
-        number = min(skip, len(self.table))
-        for batch in self.table.with_format(None).skip(number).iter(_TABLE_BATCH):
+        number, table = skip, self.table.with_format(None)
+        for start in range(skip, len(table), _TABLE_BATCH):
+            batch = table[start : start + _TABLE_BATCH]
             for values in zip(*batch.values(), strict=True):
                 number += 1
                 yield Row(f"{self.name} row {number}", dict(zip(batch, values, strict=True)))

@@ -63,18 +63,20 @@ class WantedSplit(NamedTuple):
         name: "train", "test", or what the flags say.
         role: what it is for. A file, and a single data set saved to disk, are for training whatever the name.
         required: True = a missing one is an error. False = "validation" is tried, and none is fine.
+        flag: where the user names it.
     """
 
     name: str
     role: Role = "train"
     required: bool = True
+    flag: str = "--dataset_train_split"
 
 
 def _wanted_split(config: CommonConfig, role: Role) -> WantedSplit:
     if role == "train":
         return WantedSplit(config.dataset_train_split)
     chosen = "dataset_test_split" in config.explicit or config.dataset_test_split != "test"
-    return WantedSplit(config.dataset_test_split, role, required=chosen)
+    return WantedSplit(config.dataset_test_split, role, chosen, "--dataset_test_split")
 
 
 def open_named(
@@ -129,7 +131,7 @@ def _pick(wanted: WantedSplit, available: Iterable[str], *, where: str, hint: st
         return "validation" if "validation" in available else None
     found = ", ".join(available) or "none"
     raise UserError(
-        f"{where}: no split {wanted.name!r}; found {found}{hint} (--dataset_{wanted.role}_split)",
+        f"{where}: no split {wanted.name!r}; found {found}{hint} ({wanted.flag})",
         "troubleshooting.md#data",
     )
 
@@ -149,7 +151,7 @@ def _open_folder(folder: Path, wanted: WantedSplit, streamed: bool) -> Source | 
     if chosen is None:
         return None
     paths = found[chosen]
-    if len(paths) > 1 and not all(re.search(r"-\d", path.name) for path in paths):
+    if len(paths) > 1 and not all(re.search(r"-\d", path.name) or path.parent.name == chosen for path in paths):
         raise UserError(
             f"{folder}: more than one file could be the split {chosen!r}: {', '.join(path.name for path in paths)}; "
             "give the file itself as --dataset_name"
@@ -158,7 +160,8 @@ def _open_folder(folder: Path, wanted: WantedSplit, streamed: bool) -> Source | 
 
 
 def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
-    """Files by split: `train.jsonl`, or shards such as `train-00000-of-00002.parquet`, here or in a folder `data`."""
+    """Files by split: `train.jsonl`, or shards such as `train-00000-of-00002.parquet`, here or in a folder `data`; or
+    a folder `train` with its shards."""
     found: dict[str, list[Path]] = {}
     for place in (folder, folder / "data"):
         for path in sorted(place.iterdir()) if place.is_dir() and not found else ():
@@ -166,6 +169,9 @@ def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
             if suffix and path.is_file():
                 split = re.sub(r"-\d+(-of-\d+)?$", "", path.name.removesuffix(suffix))
                 found.setdefault(split, []).append(path)
+    for inner in sorted(folder.iterdir()) if not found else ():
+        paths = [path for path in sorted(inner.iterdir()) if known_suffix(path)] if inner.is_dir() else []
+        found |= {inner.name: paths} if paths else {}
     return found
 
 
@@ -181,7 +187,7 @@ def _open_mixture(entries: list[DatasetSource], streamed: bool) -> Source:
 
 
 def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
-    folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split)
+    folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split, flag=f"{where}.split")
     is_builder = entry.path in _GENERIC_BUILDERS and not folder.exists()
     base = (folder if folder.is_dir() else Path()) / (entry.data_dir or "")
     files = entry.data_files
@@ -189,11 +195,12 @@ def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
     if files is not None and (is_builder or folder.is_dir()):
         if isinstance(files, dict):
             if entry.split not in files:
-                raise UserError(f"{where}: data_files has no split {entry.split!r}; found {', '.join(files)}")
+                raise UserError(f"{where}.split: data_files has no split {entry.split!r}; found {', '.join(files)}")
             files = files[entry.split]
         source = FileSource(_local_files(base, files, where), streamed)
     elif is_builder and entry.data_dir is None:
-        raise UserError(f"{where}: path {entry.path!r} needs data_files; files end in {', '.join(SUFFIXES)}")
+        readable = ", ".join(SUFFIXES)
+        raise UserError(f"{where}.data_files is missing; path {entry.path!r} reads files that end in {readable}")
     elif is_builder or folder.exists():
         source = open_named(str(folder if folder.is_file() else base), None, wanted, streamed, f"{where}.path")
     else:

@@ -84,8 +84,8 @@ def _explained(error: Exception, where: str, name: str) -> UserError:
     elif "scripts are no longer supported" in text:
         problem = (
             "its rows are made by a Python script, which `datasets` no longer runs; the hub may have them as Parquet "
-            f"files: `hf download {name} --repo-type dataset --revision refs/convert/parquet --local-dir FOLDER`, and "
-            "--dataset_name with the folder that holds train.parquet or its parts"
+            f"files: `hf download {name} --repo-type dataset --revision refs/convert/parquet --local-dir FOLDER`, then "
+            "--dataset_name FOLDER/default (or the configuration that you want)"
         )
     elif "DataFilesNotFound" in type(error).__name__ or "EmptyDataset" in type(error).__name__:
         problem = "the repository holds no data files (JSON, CSV, Parquet) where they are looked for"
