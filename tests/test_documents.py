@@ -160,11 +160,10 @@ def check_dvc(words: list[str]) -> None:
     params = load_yaml(ROOT / "params.yaml")
     for setting in getattr(arguments, "set_param", None) or []:
         name, _, value = setting.partition("=")
-        section, _, key = name.partition(".")
+        section, _, key = name.removeprefix("+").partition(".")
+        assert name.startswith("+") or key in params[section], "DVC changes keys that are there; + adds one"
         if section in METHODS:
             parse_command_line(section, [f"--{key}", value], params[section], f"params.yaml: {section}")
-        else:
-            assert key in params[section]
 
 
 def check_pip(words: list[str]) -> None:
