@@ -28,7 +28,8 @@ class Block:
         text: what is in it.
         mark: the HTML comment above it, without its brackets; empty without one. `run`: CI runs it; `output`: of what
             the block that was run last prints, lines of … stand for others. `config METHOD`,
-            `params STAGE`, `rows KIND`, `accelerate`: what a block of YAML or JSON is.
+            `params STAGE`, `rows KIND`, `accelerate`: what a block of YAML or JSON is. `file NAME`: a file that the
+            commands after it read.
     """
 
     document: str

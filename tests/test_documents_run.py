@@ -50,6 +50,8 @@ def test_marked_blocks_run(
         if block.mark == "output":
             wanted = [line for line in block.text.splitlines() if line != "…"]
             assert [line for line in wanted if line not in printed.splitlines()] == [], block.place
+        if block.mark.startswith("file "):
+            Path(block.mark.removeprefix("file ")).write_text(block.text, encoding="utf-8")
         if block.mark != "run":
             continue
         if block.language == "python":
