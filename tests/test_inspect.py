@@ -87,6 +87,17 @@ def test_formats_and_places_of_the_rows_that_do_not_fit(tmp_path: Path, capsys: 
     ]
 
 
+def test_columns_that_others_call_differently(tmp_path: Path, capsys: Capture) -> None:
+    report = inspect(capsys, write_jsonl(tmp_path / "gsm8k.jsonl", [{"question": "2+2?", "answer": "4", "id": 1}]))
+    assert report.code == 1
+    text = " ".join(report.text.split())
+    assert "rename what other data sets call differently: question → prompt, answer → completion" in text
+    report = inspect(capsys, write_jsonl(tmp_path / "r.jsonl", [{"prompt": "?", "chosen": "a", "loser": "b"}]))
+    assert report.code == 0  # as prompts
+    report = inspect(capsys, tmp_path / "r.jsonl", "--method", "dpo")
+    assert "differently: loser → rejected" in report.text
+
+
 def test_columns_repetitions_and_how_much_was_read(tmp_path: Path, capsys: Capture) -> None:
     rows = [{"messages": USER_AND_BOT, "n": n, "s": None} for n in (1, 2, 1, 1)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)

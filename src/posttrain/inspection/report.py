@@ -9,7 +9,16 @@ from posttrain.data.problems import Problems
 from posttrain.data.splits import open_source
 from posttrain.inspection.display import Ink, ink_for, item
 from posttrain.inspection.options import Request
-from posttrain.inspection.rows import Column, Fit, Sample, describe_columns, duplicates, fit_of, read_sample
+from posttrain.inspection.rows import (
+    Column,
+    Fit,
+    Sample,
+    describe_columns,
+    duplicates,
+    fit_of,
+    likely_columns,
+    read_sample,
+)
 
 _NEEDS = {
     "sft": "messages, or prompt and completion, or text, or conversations, or input_ids",
@@ -56,6 +65,7 @@ def print_report(request: Request) -> int:
     _print(_repetitions(sample, ink))
     method = request.flags.method or _best(fits, columns)
     if method is None or not fits[_parsed_as(method)].rows:
+        _print(_renaming(columns, ink))
         return 1
     fit = fits[_parsed_as(method)]
     from posttrain.inspection.details import details  # imports transformers
@@ -116,6 +126,19 @@ def _methods(request: Request, fits: dict[str, Fit], columns: dict[str, Column],
             yield from _problems(fit.problems)
     for method, error in request.refused.items():
         yield from item(ink.bad("✗"), f"{method:<13}{error}")
+
+
+def _renaming(columns: dict[str, Column], ink: Ink) -> Iterator[str]:
+    """What the columns might be called, where no method knows them as they are."""
+    likely = likely_columns(columns)
+    if not likely:
+        return
+    yield ink.bold("Names")
+    renamed = ", ".join(f"{theirs} → {own}" for own, theirs in likely.items())
+    yield from item(ink.dim("→"), f"rename what other data sets call differently: {renamed}")
+    if {"prompt", "completion"} <= likely.keys() | columns.keys():
+        text = "prompt and completion are for sft; with the answer alone as solution, grpo and accuracy_reward grade it"
+        yield from item(ink.dim("·"), text)
 
 
 def _problems(problems: Problems) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -127,4 +127,33 @@ def duplicates(rows: Sequence[Row], column: str | None = None) -> list[tuple[str
             found.append((row.place, first[key]))
         else:
             first[key] = row.place
+    return found
+
+
+# What columns of well-known data sets are called that hold what one of posttrain's columns holds.
+_OTHER_NAMES = {
+    "prompt": ("question", "instruction", "query", "problem", "input"),
+    "completion": ("answer", "response", "output", "solution", "target"),
+    "chosen": ("accepted", "preferred", "chosen_response", "winner"),
+    "rejected": ("dispreferred", "rejected_response", "loser"),
+    "messages": ("conversation", "dialog", "dialogue", "turns", "chat"),
+    "text": ("content", "document", "body"),
+}
+
+
+def likely_columns(columns: Iterable[str]) -> dict[str, str]:
+    """Columns of posttrain that others look like.
+
+    Args:
+        columns: of the data.
+
+    Returns:
+        posttrain's name → the data's, where the latter is a name that other data sets use for it.
+    """
+    lower = {name.lower(): name for name in columns}
+    found = {}
+    for own, others in _OTHER_NAMES.items():
+        near = next((lower[other] for other in others if other in lower), None)
+        if own not in lower and near is not None and near not in found.values():
+            found[own] = near
     return found
