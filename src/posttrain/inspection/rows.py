@@ -151,7 +151,7 @@ def likely_columns(columns: Iterable[str]) -> dict[str, str]:
         posttrain's name → the data's, where the latter is a name that other data sets use for it.
     """
     lower = {name.lower(): name for name in columns}
-    found = {}
+    found: dict[str, str] = {}
     for own, others in _OTHER_NAMES.items():
         near = next((lower[other] for other in others if other in lower), None)
         if own not in lower and near is not None and near not in found.values():
