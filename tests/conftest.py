@@ -18,6 +18,8 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 # Models this small run fastest on one core, whatever else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -1,0 +1,53 @@
+"""A process that runs commands one after the other, for tests that need a hub: huggingface_hub reads its address when
+it is imported, which is once and here. One JSON line a command comes in, one with the exit code and all output goes
+out."""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+
+def run(words: list[str]) -> int:
+    from posttrain.cli import main
+
+    try:
+        return main(words)
+    except SystemExit as error:
+        return int(error.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def serve(answers: Any) -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        before = dict(os.environ)
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        sys.argv = ["posttrain", *asked["words"]]
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            code = run(asked["words"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            file.seek(0)
+            output = file.read().decode(errors="replace")
+        # A run may have found out that there is no network, and stays with it.
+        offline, constants = os.environ.get("HF_HUB_OFFLINE"), sys.modules.get("huggingface_hub.constants")
+        os.environ.clear()
+        os.environ.update(before)
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = False
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = False
+        answers.write(json.dumps({"code": code, "output": output, "offline": offline is not None}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(os.fdopen(os.dup(1), "w"))
