@@ -24,10 +24,12 @@ import yaml
 ALICE = "hf_alice_can_write"
 READER = "hf_alice_can_read"
 OTHER = "hf_bob_is_somebody_else"
+MARKED = "hf_to_be_found_nowhere"
 USERS = {
     ALICE: {"name": "alice", "role": "write", "orgs": [{"name": "lab"}]},
     READER: {"name": "alice", "role": "read", "orgs": []},
     OTHER: {"name": "bob", "role": "write", "orgs": []},
+    MARKED: {"name": "alice", "role": "write", "orgs": []},
 }
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -70,6 +72,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self.broken: set[str] = set()  # repositories to which uploads fail
+        self.read_only: set[str] = set()  # repositories to which nobody may write
         self.is_gone = False  # connections are closed without an answer
         self.lock = threading.RLock()
         self.url = ""
@@ -101,7 +104,7 @@ class Hub:
             return error(404 if user else 401, "Repository not found", "RepoNotFound")
         if repository.gated and content and not is_owner:
             return error(403 if user else 401, f"Access to {name} is restricted", "GatedRepo")
-        if write and not (is_owner and user["role"] == "write"):
+        if write and not (is_owner and user["role"] == "write" and name not in self.read_only):
             return error(403, "You have no write access to this repository")
         return repository
 
