@@ -33,6 +33,8 @@ def serve(answers: Any) -> None:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             code = run(asked["words"])
+            if "wandb" in sys.modules:  # otherwise it writes the rest of its files when the process ends
+                sys.modules["wandb"].finish()
             sys.stdout.flush()
             sys.stderr.flush()
             file.seek(0)
