@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint format deps bench clean .checkout
+.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ format: setup ## rewrite the sources in the project's style
 
 deps: setup ## bring the stages' lists of source files in dvc.yaml up to date
 	$(BIN)/python -m posttrain.experiment.closure
+
+docs: setup ## write docs/flags.md from the flags
+	$(BIN)/python -m posttrain.config.flag_table
 
 bench: setup ## measure whole training steps against the peer (DATA=folder)
 	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data $(DATA))

@@ -12,7 +12,6 @@ import pytest
 from posttrain import cli
 from posttrain.cli import COMMANDS, main
 from posttrain.config import METHODS, LaunchOptions, SFTConfig, parse_command_line
-from posttrain.config.fields import flags_of
 from posttrain.errors import UserError
 from posttrain.experiment.params import read_section, stage_config
 from posttrain.launch import LAUNCHED, launcher_command, launcher_environment, supervise, train
@@ -89,19 +88,6 @@ def test_the_overview_lists_every_method(capsys: pytest.CaptureFixture[str]) -> 
     assert f"'dpp' is no method or command ({names}); did you mean dpo?" in capsys.readouterr().err
     assert main(["inspct", "rows.jsonl"]) == 2
     assert "did you mean inspect?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_help_shows_every_flag_once_and_fits(
-    method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert main([method, "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    shown = [line.split()[0] for line in lines if line.startswith("  --")]
-    wanted = {*flags_of(METHODS[method]), *flags_of(LaunchOptions), "config"}
-    assert sorted(shown) == sorted(f"--{name}" for name in wanted)
-    assert max(map(len, lines)) <= 100
 
 
 def test_a_run_in_one_process_happens_here(

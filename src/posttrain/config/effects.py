@@ -1,4 +1,4 @@
-"""Flags that are accepted and change nothing, with the reason: the design makes them needless."""
+"""Flags that are accepted and change nothing, since the design makes them needless; and those that are refused."""
 
 from __future__ import annotations
 
@@ -54,6 +54,32 @@ _FOR_ROLLOUTS = {
     "use_transformers_paged": _OWN_ENGINE,
     "ds3_gather_for_generation": "sampling gathers what it needs",
 }
+
+
+_REFUSED = {
+    "label_smoothing_factor": "log-probs of the target tokens alone are computed; dpo has label_smoothing, for pairs",
+    "use_vllm": "not built in yet; posttrain's own engine generates",
+    "generation_kwargs": "use temperature, top_p, top_k, min_p, repetition_penalty and max_completion_length",
+    "cast_lm_head_to_fp32": "use dtype float32",
+    "max_tool_calling_iterations": "completions call no tools",
+    "log_completions_hub_repo": "use log_completions, which writes files into the run's folder",
+}
+_REFUSED_FOR_ROLLOUTS = {
+    "train_sampling_strategy": "it is for rows; use shuffle_dataset",
+    "auto_find_batch_size": "it would break groups of completions apart; use per_device_train_batch_size",
+}
+
+
+def refused(cls: type[CommonConfig]) -> dict[str, str]:
+    """The flags of a method that are refused where they ask for anything but the default, each with what to do.
+
+    Args:
+        cls: The config of the method.
+    """
+    reasons = _REFUSED | (_REFUSED_FOR_ROLLOUTS if cls.data_kind == "prompts" else {})
+    if cls.data_kind == "reward":
+        reasons["router_aux_loss_coef"] = "transformers' classifiers compute no router loss"
+    return {name: reasons[name] for name in flags_of(cls) if name in reasons}
 
 
 def without_effect(cls: type[CommonConfig]) -> dict[str, str]:

@@ -30,6 +30,7 @@ def flag(
     choices: Iterable[str] = (),
     low: float | None = None,
     high: float | None = None,
+    also: Mapping[str, str] | None = None,
 ) -> Any:
     """A dataclass field that is a flag.
 
@@ -39,8 +40,9 @@ def flag(
         choices: The values that text (or each item of a list) may take; empty means any.
         low: The smallest number allowed.
         high: The largest number allowed.
+        also: Older words for some of the choices.
     """
-    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high}
+    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "also": also or {}}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -118,6 +120,7 @@ def convert(field: dataclasses.Field[Any], raw: Any, called: str) -> Any:
     """
     if raw is False and "no" in field.metadata["choices"]:
         raw = "no"  # YAML 1.1 readers turn a bare `no` into false
+    raw = field.metadata["also"].get(str(raw).lower(), raw)
     if nullable(field) and (raw is None or (isinstance(raw, str) and raw.lower() in NONE_WORDS)):
         return None
     kinds = members(field)

@@ -4,11 +4,12 @@ import dataclasses
 import inspect
 import shutil
 import textwrap
-import typing
 from typing import Any
 
 from posttrain.config.common import CommonConfig
-from posttrain.config.fields import flags_of, members
+from posttrain.config.effects import refused, without_effect
+from posttrain.config.fields import flags_of
+from posttrain.config.flag_words import default_of, placeholder, written
 from posttrain.config.methods import METHODS
 from posttrain.config.parse import FileOption, LaunchOptions
 
@@ -16,27 +17,25 @@ SET_FIRST = [
     "model_name_or_path",
     "dataset_name",
     "output_dir",
+    "reward_funcs",
+    "reward_model_name_or_path",
     "learning_rate",
     "num_train_epochs",
-    "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "max_length",
     "packing",
-    "loss_type",
     "beta",
-    "reward_funcs",
-    "reward_model_name_or_path",
     "num_generations",
     "max_completion_length",
     "eval_strategy",
-    "eval_steps",
-    "logging_steps",
-    "report_to",
     "use_peft",
-    "seed",
+    "report_to",
 ]
-COLUMN = 34
+USAGE = (
+    "Dashes and underscores are the same. A switch stands bare (--use_peft), as --no_use_peft, or with true or false. "
+    "[In brackets]: the default. docs/flags.md tells how each flag compares with TRL's."
+)
 
 
 def help_page(method: str) -> str:
@@ -46,27 +45,36 @@ def help_page(method: str) -> str:
         method: A key of METHODS.
     """
     cls = METHODS[method]
-    flags = flags_of(cls)
     width = max(60, min(shutil.get_terminal_size().columns, 120))
+    idle, no = without_effect(cls), refused(cls)
+    flags = {name: field for name, field in flags_of(cls).items() if name not in idle | no}
     first = {name: flags[name] for name in SET_FIRST if name in flags}
     groups = [("What people set first", flags_of(FileOption) | first)]
-    groups += [(title, {name: flags[name] for name in names if name not in first}) for title, names in _groups(cls)]
-    groups.append(("Launching", flags_of(LaunchOptions)))
-    lines = [
-        f"Usage: posttrain {method} [--config FILE] [--flag value ...]",
-        "",
-        "Dashes and underscores are the same; switches stand bare, as --no_NAME, or with true or false.",
+    groups += [
+        (title, {name: flags[name] for name in names if name in flags and name not in first})
+        for title, names in flag_groups(cls)
     ]
+    groups.append(("Launching", flags_of(LaunchOptions)))
+    lines = [f"Usage: posttrain {method} [--config FILE] [--flag value ...]", ""]
+    lines += [*textwrap.wrap(cls.summary[0].upper() + cls.summary[1:] + ".", width), "", *textwrap.wrap(USAGE, width)]
     for title, fields in groups:
         if fields:
             lines += ["", f"{title}:"]
             for name, field in fields.items():
                 lines += _entry(name, field, width)
+    lines += ["", "Known, but without effect here or (*) refused:"]
+    names = [name for name, field in flags_of(cls).items() if name in idle | no]
+    listed = " ".join(f"{name}*" if name in no else name for name in names)
+    lines += textwrap.wrap(listed, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _groups(cls: type[CommonConfig]) -> list[tuple[str, list[str]]]:
-    """Title and flag names of each class of flags, the method's own first."""
+def flag_groups(cls: type[CommonConfig]) -> list[tuple[str, list[str]]]:
+    """Title and flag names of each class of flags, the method's own first.
+
+    Args:
+        cls: The config of a method.
+    """
     common = CommonConfig.__mro__
     own = [base for base in cls.__mro__ if base not in common]
     seen: set[str] = set()
@@ -79,24 +87,16 @@ def _groups(cls: type[CommonConfig]) -> list[tuple[str, list[str]]]:
 
 
 def _entry(name: str, field: dataclasses.Field[Any], width: int) -> list[str]:
-    default = field.metadata.get("theirs", field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    text = field.metadata["help"]
-    choices = field.metadata["choices"]
-    if choices:
+    stands_for = placeholder(name, field)
+    text, choices, default = field.metadata["help"], field.metadata["choices"], written(default_of(field))
+    if "|".join(choices) not in stands_for and not all(choice in text for choice in choices):
         text += f" One of: {', '.join(choices)}."
-    if default is not False and default not in (None, "", []):
-        text += f" [{' '.join(default) if isinstance(default, list) else default}]"
-    head = f"  --{name}{_placeholder(field)}"
-    body = textwrap.wrap(text, width - COLUMN, break_on_hyphens=False)
-    indent = " " * COLUMN
-    if len(head) < COLUMN - 1:
-        return [head.ljust(COLUMN) + body[0], *(indent + line for line in body[1:])]
+    if default != "false" and default:
+        text += f" [{default}]"
+    head = f"  --{name} {stands_for}".rstrip()
+    column = 34 if width >= 100 else 30
+    body = textwrap.wrap(text, width - column, break_on_hyphens=False)
+    indent = " " * column
+    if len(head) < column - 1:
+        return [head.ljust(column) + body[0], *(indent + line for line in body[1:])]
     return [head, *(indent + line for line in body)]
-
-
-def _placeholder(field: dataclasses.Field[Any]) -> str:
-    names = {bool: "", int: " N", float: " X", str: " TEXT", dict: " JSON", list: " ITEM ..."}
-    kinds = [typing.get_origin(kind) or kind for kind in members(field)]
-    return names[bool] if bool in kinds else names[kinds[0]]

@@ -29,8 +29,8 @@ class LengthFlags:
 
     max_length: int | None = flag(1024, "Longest row in tokens; none: no limit.", low=1)
     truncation_mode: str = flag("keep_start", "Which end of a longer row stays.", choices=("keep_start", "keep_end"))
-    padding_free: bool = flag(False, "Accepted without effect: batches never hold padding.")
-    pad_to_multiple_of: int | str | None = flag("auto", "Accepted without effect: batches never hold padding.")
+    padding_free: bool = flag(False, "Rows side by side, without padding.")
+    pad_to_multiple_of: int | str | None = flag("auto", "Pad rows to a multiple of this length.")
 
 
 @dataclass(kw_only=True)
@@ -86,7 +86,7 @@ class RewardFlags:
         None, "Weight of a term that keeps the two rewards of a pair around zero, such as 0.01.", low=0
     )
     disable_dropout: bool = flag(True, "No dropout in the model.")
-    pad_to_multiple_of: int | str | None = flag("auto", "Accepted without effect: batches never hold padding.")
+    pad_to_multiple_of: int | str | None = flag("auto", "Pad rows to a multiple of this length.")
     lora_task_type: str = flag("SEQ_CLS", "Kind of model for peft: one with a score.", choices=("CAUSAL_LM", "SEQ_CLS"))
 
 

@@ -62,11 +62,13 @@ class RolloutFlags:
     mask_truncated_completions: bool = flag(False, "Do not train on completions that were cut off.")
     dynamic_sampling: bool = flag(False, "Replace groups whose rewards are all the same by new prompts (DAPO).")
     max_resampling_rounds: int = flag(3, "How often that is tried before such groups are kept.", low=1)
-    log_completions: bool = flag(False, "Write all completions to parquet files and show some of them.")
+    log_completions: bool = flag(
+        False, "Write all completions that are trained on to parquet files beside the checkpoints, and show some."
+    )
     num_completions_to_print: int | None = flag(None, "How many to show; unset: 4.", low=0)
-    log_unique_prompts: bool = flag(False, "Show one completion a prompt.")
-    pad_to_multiple_of: int | str | None = flag("auto", "Accepted without effect: batches never hold padding.")
-    log_multimodal: bool = flag(True, "Accepted without effect: posttrain trains text models.")
+    log_unique_prompts: bool = flag(False, "Of those shown, one a prompt.")
+    pad_to_multiple_of: int | str | None = flag("auto", "Pad rows to a multiple of this length.")
+    log_multimodal: bool = flag(True, "Log the images of completions.")
 
 
 @dataclass(kw_only=True)
@@ -80,7 +82,7 @@ class PolicyFlags:
     sync_ref_model: bool = flag(False, "Move the reference towards the policy now and then (TR-DPO).")
     ref_model_mixup_alpha: float = flag(0.6, "Share of the policy in the moved reference.", low=0, high=1)
     ref_model_sync_steps: int = flag(512, "Steps between two moves.", low=1)
-    remove_unused_columns: bool | None = flag(False, "Accepted without effect: rewards get all columns.")
+    remove_unused_columns: bool | None = flag(False, "Drop columns that the model does not take.")
 
 
 @dataclass(kw_only=True)
@@ -99,6 +101,7 @@ class GRPOFlags:
         "group",
         "Divide advantages by the standard deviation of: group, batch or none.",
         choices=("group", "batch", "none"),
+        also={"true": "group", "false": "none"},
     )
     multi_objective_aggregation: str = flag(
         "sum_then_normalize",
@@ -126,9 +129,9 @@ class GRPOFlags:
         low=0,
     )
 
-    cast_lm_head_to_fp32: bool = flag(False, "Refused: load the model with dtype float32 for that.")
-    max_tool_calling_iterations: int | None = flag(None, "Refused: completions here call no tools.")
-    log_completions_hub_repo: str | None = flag(None, "Refused: completions are written to files of the run.")
+    cast_lm_head_to_fp32: bool = flag(False, "Compute the output head in float32.")
+    max_tool_calling_iterations: int | None = flag(None, "How often a completion may call tools.")
+    log_completions_hub_repo: str | None = flag(None, "Hub data set for completions.")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,6 @@ _NEW_NAME = {
     "rloo_k": "num_generations",
     "torch_dtype": "dtype",
     "evaluation_strategy": "eval_strategy",
-    "use_liger_loss": "use_liger_kernel",
     "no_cuda": "use_cpu",
     "tokenizer_name_or_path": "model_name_or_path (the tokenizer is read from there)",
 }
@@ -21,6 +20,7 @@ _REASON = {
     "group_by_length": "use --train_sampling_strategy group_by_length",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "save_safetensors": "leave it out; models are always saved as safetensors",
+    "use_liger_loss": "leave it out; losses never hold whole logits in memory",
     "generate_during_eval": "leave it out; evaluate the finished model with prompts of its own",
     "include_tokens_per_second": "leave it out; tokens per second are always logged",
     "parallelism_config": "put a parallelism_config into an accelerate file and name that with --accelerate_config",
@@ -30,14 +30,17 @@ _REASON = {
 }
 
 
+def refused_names() -> dict[str, str]:
+    """All names that are refused, and what a message says of each after its name."""
+    return {name: f"is now called {new}" for name, new in _NEW_NAME.items()} | {
+        name: f"is not available: {reason}" for name, reason in _REASON.items()
+    }
+
+
 def refusal(name: str) -> str | None:
     """Why a name is refused and what to use, or None for a name that is not among them.
 
     Args:
         name: A flag without its dashes, or a key.
     """
-    if name in _NEW_NAME:
-        return f"is now called {_NEW_NAME[name]}"
-    if name in _REASON:
-        return f"is not available: {_REASON[name]}"
-    return None
+    return refused_names().get(name)

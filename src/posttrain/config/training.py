@@ -45,10 +45,10 @@ class OptimisationFlags:
     adam_beta2: float | None = theirs(0.999, "Adam's decay of the mean squared gradient.", low=0, high=1)
     adam_epsilon: float | None = theirs(1e-8, "Adam's guard against division by zero.", low=0)
     max_grad_norm: float | None = theirs(1.0, "Clip the gradient's norm to this; 0 switches clipping off.", low=0)
-    label_smoothing_factor: float | None = theirs(0.0, "Not available; DPO has label_smoothing.", low=0, high=1)
-    neftune_noise_alpha: float | None = theirs(None, "Noise on the embeddings while training (NEFTune).", low=0)
+    label_smoothing_factor: float | None = theirs(0.0, "Share of a loss that goes to the vocabulary.", low=0, high=1)
+    neftune_noise_alpha: float | None = theirs(None, "Noise on the embeddings while training (NEFTune), e.g. 5.", low=0)
     auto_find_batch_size: bool | None = theirs(False, "Halve the batch size until a step fits into memory.")
-    average_tokens_across_devices: bool | None = theirs(True, "Always so here: all processes share one divisor.")
+    average_tokens_across_devices: bool | None = theirs(True, "Divide a step by the tokens of all processes.")
     seed: int | None = theirs(42, "Seed of everything random.", low=0)
     data_seed: int | None = theirs(None, "Seed of the order of rows alone.", low=0)
     full_determinism: bool | None = theirs(False, "Bit-identical runs on a GPU too; slower.")
@@ -76,7 +76,7 @@ class PrecisionFlags:
     torch_compile_mode: str | None = theirs(None, "Mode of torch.compile; implies torch_compile.")
     use_liger_kernel: bool | None = theirs(False, "Liger's fused kernels (needs liger-kernel and a GPU).")
     liger_kernel_config: dict[str, Any] | None = theirs(None, "Which of Liger's kernels to use, e.g. rope=true.")
-    use_cache: bool | None = theirs(False, "Keep the key-value cache on while training.")
+    use_cache: bool | None = theirs(False, "What the saved config says of the key-value cache.")
     torch_empty_cache_steps: int | None = theirs(None, "Empty the device's cache every so many steps.", low=1)
     skip_memory_metrics: bool | None = theirs(True, "Leave transformers' own (slow) memory metrics out.")
 
@@ -98,7 +98,7 @@ class EvaluationFlags:
     batch_eval_metrics: bool | None = theirs(False, "Compute metrics batch by batch.")
     prediction_loss_only: bool | None = theirs(False, "Keep no more than the loss in evaluation.")
     include_for_metrics: list[str] | None = theirs([], "What else a metrics function is given.")
-    do_train: bool | None = theirs(False, "Accepted without effect: this command trains.")
+    do_train: bool | None = theirs(False, "Train.")
     do_eval: bool | None = theirs(False, "Evaluate after the last step even where eval_strategy is no.")
 
 
@@ -110,7 +110,7 @@ class LoggingFlags:
     logging_strategy: str | None = theirs("steps", "When to log.", choices=("no", "steps", "epoch"))
     logging_first_step: bool | None = theirs(False, "Log the first step too.")
     logging_nan_inf_filter: bool | None = theirs(True, "Leave NaN and infinite losses out of the logged mean.")
-    report_to: str | list[str] | None = theirs("none", "Trackers: tensorboard, wandb, trackio, mlflow, all, none.")
+    report_to: str | list[str] | None = theirs("none", "Trackers: tensorboard, wandb, trackio, mlflow; or all, none.")
     run_name: str | None = theirs(None, "Name of the run in a tracker.")
     project: str | None = theirs("huggingface", "Project of the run in a tracker.")
     trackio_space_id: str | None = theirs(None, "Space that shows the Trackio run.")
@@ -136,7 +136,7 @@ class SavingFlags:
     save_total_limit: int | None = theirs(None, "Checkpoints to keep; older ones are deleted.", low=1)
     save_only_model: bool | None = theirs(False, "Checkpoints without optimizer state; they cannot be resumed.")
     save_on_each_node: bool | None = theirs(False, "Every machine writes checkpoints to its own disk.")
-    enable_jit_checkpoint: bool | None = theirs(False, "Save a checkpoint on SIGTERM.")
+    enable_jit_checkpoint: bool | None = theirs(False, "On SIGTERM save a checkpoint, and stop.")
     resume_from_checkpoint: bool | str | None = theirs(None, "Checkpoint to go on from; bare: the newest one.")
     ignore_data_skip: bool | None = theirs(False, "Resume at the first row, not where the checkpoint stopped.")
     restore_callback_states_from_checkpoint: bool | None = theirs(False, "Restore callbacks too when resuming.")
@@ -167,7 +167,7 @@ class LoaderFlags:
     train_sampling_strategy: str | None = theirs(
         "random", "Order of the rows.", choices=("random", "sequential", "group_by_length", "batch_rebalance")
     )
-    length_column_name: str | None = theirs("length", "Column of lengths for sampling by length.")
+    length_column_name: str | None = theirs("length", "Column that holds the lengths of rows.")
     dataloader_drop_last: bool | None = theirs(False, "Drop the last batch of an epoch if it is not full.")
     dataloader_num_workers: int | None = theirs(0, "Processes that prepare batches.", low=0)
     dataloader_prefetch_factor: int | None = theirs(None, "Batches that each of them keeps ready.", low=1)
@@ -177,7 +177,7 @@ class LoaderFlags:
     )
     dataloader_in_order: bool | None = theirs(True, "Batches in their order even if a later one is ready first.")
     dataloader_pin_memory: bool | None = theirs(True, "Page-locked memory for faster copies to the GPU.")
-    remove_unused_columns: bool | None = theirs(True, "Accepted without effect: each method picks its columns.")
+    remove_unused_columns: bool | None = theirs(True, "Drop columns that the model does not take.")
     label_names: list[str] | None = theirs(None, "Names of the label columns, for transformers.")
 
 
