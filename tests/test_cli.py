@@ -90,6 +90,15 @@ def test_the_overview_lists_every_method(capsys: pytest.CaptureFixture[str]) -> 
     assert "did you mean inspect?" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, *CLI, "sft", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.wait(30) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
 def test_a_run_in_one_process_happens_here(
     trained: list[SFTConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,29 @@ def test_findings_about_template_and_special_tokens(
     assert report.code == (1 if tokenizer == {"template": None} else 0)
 
 
+def test_rewards_that_the_user_names_find_their_columns_or_not(letters: Path, tmp_path: Path, capsys: Capture) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "2+2="}, {"prompt": "x" * 600}])
+    words = [rows, "--model_name_or_path", letters, "--num_rows"]
+    report = inspect(capsys, *words, "1", "--reward_funcs", "accuracy_reward")
+    assert report.code == 1
+    assert "the reward accuracy_reward needs the column solution" in " ".join(report.text.split())
+    report = inspect(capsys, *words, "1", "--reward_funcs", "think_format_reward")
+    assert report.code == 0
+    assert "✓ the columns have what think_format_reward needs" in report.text
+    report = inspect(capsys, *words, "2", "--reward_funcs", "think_format_reward")
+    assert report.code == 1
+    assert "1 prompts are longer than 512 tokens" in report.text  # 1024 positions, 512 for the completion
+
+
+def test_rows_without_an_answer_are_told(letters: Path, tmp_path: Path, capsys: Capture) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": [user("?")]}, {"messages": USER_AND_BOT}])
+    report = inspect(capsys, rows, "--model_name_or_path", letters)
+    assert "with --assistant_only_loss 1 of 2 rows would have nothing to train on" in report.text
+    report = inspect(capsys, rows, "--model_name_or_path", letters, "--assistant_only_loss")
+    assert "1 rows have no token to train on and are left out" in report.text
+    assert inspect(capsys, write_jsonl(tmp_path / "empty.jsonl", [{}])).code == 1
+
+
 def test_pad_that_is_eos_ends_with_the_tokenizer_s_message(tmp_path: Path, capsys: Capture) -> None:
     model = write_model_folder(tmp_path / "model")
     made = make_tokenizer()

@@ -1,5 +1,7 @@
 """The command `posttrain METHOD ...`, and the commands beside the methods."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -20,7 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 where memory ran out, 2 for a mistake of the user, or that of the launched processes.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    return report_mistakes(lambda: _run_command(words))
+    try:
+        code = report_mistakes(lambda: _run_command(words))
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as `head` has seen enough; Python will flush once more, into nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    return code
 
 
 def _run_command(words: list[str]) -> int:

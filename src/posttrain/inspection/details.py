@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.config import CommonConfig
+from posttrain.config import CommonConfig, PolicyConfig
 from posttrain.data.prepare import options_of
 from posttrain.data.readers import Row
 from posttrain.data.splits import open_source
@@ -44,7 +44,7 @@ def details(
         ink: colours.
 
     Returns:
-        Whether all rows can be tokenised, as far as that is known; the sections, one after the other.
+        Whether training would begin with these rows, as far as that is known; the sections, one after the other.
 
     Raises:
         UserError: no tokenizer can be loaded.
@@ -56,39 +56,24 @@ def details(
     config = request.configs[method]
     tokenizer: Any = load_tokenizer(config)
     options = options_of(config, config.data_kind, "train")
-    whole = tokenised(tokenizer, rows, config.data_kind, _without_limit(options))
-    return not whole.problems, _sections(request, method, tokenizer, whole, options, columns, ink)
-
-
-def _sections(
-    request: Request,
-    method: str,
-    tokenizer: Any,
-    whole: Tokens,
-    options: Options,
-    columns: Sequence[str],
-    ink: Ink,
-) -> Iterator[Iterator[str]]:
-    config = request.configs[method]
+    whole = tokenised(tokenizer, rows, config.data_kind, dataclasses.replace(options, max_length=None, packing=None))
     model = describe_model(config, tokenizer)
-    yield _model(model, tokenizer, method, ink)
-    found = findings(tokenizer, whole, options)
+    room = prompt_limit(whole, model, config) if whole.rows else None
+    of_rewards = _rewards(request, method, columns)
+    found = findings(tokenizer, whole, options) + of_rewards
     advised = {finding.flags[0].removeprefix("--"): [*finding.flags[1:]] for finding in found if finding.flags}
+    if room is not None:
+        advised |= {"max_prompt_tokens": [str(room)], "long_prompts": ["drop"]}
+    sections = [_model(model, tokenizer, method, ink)]
     if whole.rows:
         cuts = cuts_of(config, tokenizer, whole, options)
-        yield _example(tokenizer, whole, options, ink)
-        yield show_lengths(whole, cuts, model, config, ink)
-        limit, room = better_limit(whole, cuts, model), prompt_limit(whole, model, config)
+        limit = better_limit(whole, cuts, model)
         if limit is not None and "max_length" not in config.explicit:
             advised["max_length"] = [str(limit)]
-        if room is not None:
-            advised |= {"max_prompt_tokens": [str(room)], "long_prompts": ["drop"]}
-    yield _findings(found, whole, ink)
-    yield _start(request, method, whole.rows, columns, model, advised, ink)
-
-
-def _without_limit(options: Options) -> Options:
-    return dataclasses.replace(options, max_length=None, packing=None)
+        sections += [_example(tokenizer, whole, options, ink), show_lengths(whole, cuts, model, config, ink)]
+    sections += [_findings(found, whole, ink), _start(request, method, rows, columns, model, advised, ink)]
+    is_sound = not whole.problems and room is None and all(finding.level != "bad" for finding in of_rewards)
+    return is_sound, iter(sections)
 
 
 def _model(model: Model, tokenizer: Any, method: str, ink: Ink) -> Iterator[str]:
@@ -140,6 +125,20 @@ def _example(tokenizer: Any, whole: Tokens, options: Options, ink: Ink) -> Itera
     yield f"{ink.bold('Example')}  {ink.dim(row.place)}  {title}"
     for segment in segments_of(whole.kind, columns, index):
         yield from show_segment(tokenizer, segment, ink)
+
+
+def _rewards(request: Request, method: str, columns: Sequence[str]) -> list[Finding]:
+    """Whether the rewards that the user names find their columns."""
+    config = request.configs[method]
+    if not isinstance(config, PolicyConfig) or not {"reward_funcs", "config"} & request.given[method].keys():
+        return []
+    from posttrain.rollout.rewards.check import check_rewards
+
+    try:
+        check_rewards(config, columns)
+    except UserError as error:
+        return [Finding("bad", str(error))]
+    return [Finding("good", f"the columns have what {', '.join(config.reward_sources())} needs")]
 
 
 def _findings(found: Sequence[Finding], whole: Tokens, ink: Ink) -> Iterator[str]:

@@ -67,6 +67,11 @@ def ink_for(color: str) -> Ink:
     return Ink(color == "always" or (color == "auto" and on_terminal))
 
 
+def visible(text: str) -> str:
+    """Text of the data: what would move the cursor, or write in colours of its own, stands as Python writes it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def wrapped(text: str, width: int) -> list[str]:
     """Text in lines; a word that is longer than a line stays whole, for it is a path or a flag."""
     return [

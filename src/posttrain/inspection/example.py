@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 from unicodedata import east_asian_width
 
-from posttrain.inspection.display import WIDTH, Ink
+from posttrain.inspection.display import WIDTH, Ink, visible
 
 OPEN, CLOSE, LINE_END = "[[", "]]", "⏎"
 _LABEL = 12  # columns of the label in front of a segment
@@ -93,14 +93,7 @@ def _atoms(tokenizer: Any, segment: Segment) -> Iterator[tuple[str, Look]]:
             [token for token, _ in group], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         for atom in _ATOMS.findall(text):
-            yield "".join(map(_visible, atom)), look
-
-
-def _visible(character: str) -> str:
-    """What would move the cursor, or write in colours of its own, stands as Python writes it."""
-    if character == "\n":
-        return LINE_END
-    return character if character.isprintable() else repr(character)[1:-1]
+            yield LINE_END if atom == "\n" else visible(atom), look
 
 
 Atoms = list[tuple[str, Look]]

@@ -172,6 +172,12 @@ def _assistant(tokenizer: Any, tokens: Tokens, options: Options) -> Iterator[Fin
         headline, (count, _, _) = next(iter(result.problems.found.items()))
         yield Finding("warn", f"assistant_only_loss is not possible in {count:,} of {len(rows):,} rows: {headline}")
         return
+    if len(result.columns.get("input_ids", ())) < len(rows):
+        number = len(rows) - len(result.columns.get("input_ids", ()))
+        yield Finding(
+            "warn", f"with --assistant_only_loss {number:,} of {len(rows):,} rows would have nothing to train on"
+        )
+        return
     share = sum(int(mask.sum()) for mask in result.columns["loss_mask"]) / sum(map(len, result.columns["input_ids"]))
     how = (
         "{% generation %} marks" if has_markers(tokenizer.get_chat_template()) else "the template's own behaviour shows"

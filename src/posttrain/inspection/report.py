@@ -7,7 +7,7 @@ from posttrain.config.paths import check_model
 from posttrain.data.prepare import options_of
 from posttrain.data.problems import Problems
 from posttrain.data.splits import open_source
-from posttrain.inspection.display import Ink, ink_for, item
+from posttrain.inspection.display import Ink, ink_for, item, visible
 from posttrain.inspection.options import Request
 from posttrain.inspection.rows import (
     Column,
@@ -97,10 +97,11 @@ def _title(sample: Sample, ink: Ink) -> Iterator[str]:
 
 
 def _columns(columns: dict[str, Column], num_rows: int, ink: Ink) -> Iterator[str]:
-    yield ink.bold("Columns")
+    yield ink.bold("Columns") + ("" if columns else "  none")
     kinds = [" or ".join(kind for kind, _ in column.kinds.most_common()) or "nothing" for column in columns.values()]
-    widths = max(map(len, columns)), max(map(len, kinds))
-    lines = [f"  {name:<{widths[0]}}  {kind:<{widths[1]}}" for name, kind in zip(columns, kinds, strict=True)]
+    names = [visible(name) for name in columns]
+    widths = [max(map(len, texts), default=0) for texts in (names, kinds)]
+    lines = [f"  {name:<{widths[0]}}  {kind:<{widths[1]}}" for name, kind in zip(names, kinds, strict=True)]
     for line, column in zip(lines, columns.values(), strict=True):
         missing = num_rows - column.kinds.total()
         notes = [f"{missing:,} without a value"] * bool(missing) + [f"{column.num_empty:,} empty"] * bool(
@@ -151,7 +152,7 @@ def _problems(problems: Problems) -> Iterator[str]:
 
 def _used(kind: str, columns: dict[str, Column]) -> str:
     own = [name for name in (*_OWN_COLUMNS[kind], *_FOR_TEMPLATE) if name in columns]
-    others = [name for name in columns if name not in own]
+    others = [visible(name) for name in columns if name not in own]
     if not others:
         return ", ".join(own)
     return f"{', '.join(own)}; {'the rewards get' if kind == 'prompts' else 'not used:'} {', '.join(others)}"
