@@ -1,4 +1,4 @@
-"""The pages hang together: links, the pages and messages that the program and the documents know of each other, the map."""
+"""The pages hang together: links, what the program and the documents say of each other, and the map."""
 
 import ast
 import re
