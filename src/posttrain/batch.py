@@ -117,6 +117,7 @@ class PackedBatch:
         advantages: (C,) float32, how much better than expected each sequence is.
         entropy_mask: (N,) float32, 1 = the target is among the uncertain ones that a policy is trained on; None = all.
         margins: (num_groups,) float32, how much better the chosen completion of each pair is, where rows say so.
+        is_filler: it only keeps this process in step with the others; nothing of it counts.
     """
 
     input_ids: torch.Tensor
@@ -133,6 +134,7 @@ class PackedBatch:
     advantages: torch.Tensor | None = None
     entropy_mask: torch.Tensor | None = None
     margins: torch.Tensor | None = None
+    is_filler: bool = False
 
     @property
     def num_targets(self) -> int:

@@ -30,6 +30,7 @@ from posttrain.losses import Loss
 from posttrain.methods import Method
 from posttrain.publish import HubTrainer
 from posttrain.sharding import is_sharded, whole_state_dict
+from posttrain.shares import eval_loader, train_loader
 from posttrain.trainer_flags import PackedTrainer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
@@ -92,20 +93,14 @@ class PostTrainer(HubTrainer, PackedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The method's batches where it makes them itself, else the collated rows of the data set."""
-        rows, args = self.train_dataset, self.args
-        loader = self.method.loader(self, rows, in_evaluation=False)
-        if loader is None and isinstance(rows, Stream):
-            number = args.max_steps * args.gradient_accumulation_steps
-            loader = rows.loader(
-                self.data_collator, self._train_batch_size, args.world_size, args.process_index, number
-            )
-        return super().get_train_dataloader() if loader is None else loader
+        loader = self.method.loader(self, self.train_dataset, in_evaluation=False)
+        return train_loader(self, super().get_train_dataloader) if loader is None else loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The same for evaluation."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         loader = self.method.loader(self, rows, in_evaluation=True)
-        return super().get_eval_dataloader(eval_dataset) if loader is None else loader
+        return eval_loader(self, rows, super().get_eval_dataloader) if loader is None else loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
@@ -115,8 +110,8 @@ class PostTrainer(HubTrainer, PackedTrainer):
         totals: dict[str, float] = defaultdict(float)
         for batch in batches:
             for name, weight in self.method.weights(batch).items():
-                totals[name] += weight
-            self._tokens_since_log += batch.num_tokens
+                totals[name] += 0 if batch.is_filler else weight
+            self._tokens_since_log += 0 if batch.is_filler else batch.num_tokens
         if self.args.world_size > 1 and totals:
             sums = self.accelerator.reduce(torch.tensor(list(totals.values()), device=device), "sum")
             totals = dict(zip(totals, sums.tolist(), strict=True))
@@ -150,14 +145,14 @@ class PostTrainer(HubTrainer, PackedTrainer):
         totals = num_items_in_batch or self.method.weights(inputs)
         # A step without a single target has sums of 0, and nothing to divide them by.
         share = sum(term.sum * (term.coefficient / (totals[term.divide_by] or 1.0)) for term in loss.terms)
-        self.count(loss)
+        self.count(loss, inputs.is_filler)
         if self.router_loss_coef and statistics.router_loss is not None:
             # A mean over the tokens of one forward pass; micro-batches count by their targets.
             part = inputs.num_targets / (totals["targets"] or 1.0)
             share = share + self.router_loss_coef * part * statistics.router_loss
-            self.count(Loss((), {"aux_loss": (statistics.router_loss * part, part)}))
+            self.count(Loss((), {"aux_loss": (statistics.router_loss * part, part)}), inputs.is_filler)
         # The wrappers of data parallelism average gradients over ranks; the shares are to be added.
-        share = share * self.args.world_size
+        share = share * (self.args.world_size * (not inputs.is_filler))
         return (share, statistics) if return_outputs else share
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
@@ -167,9 +162,9 @@ class PostTrainer(HubTrainer, PackedTrainer):
             stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
         return stack
 
-    def count(self, loss: Loss) -> None:
-        """Adds a batch's metrics to those of the next line."""
-        self._counts.add(loss)
+    def count(self, loss: Loss, is_filler: bool = False) -> None:
+        """Adds a batch's metrics to those of the next line; of a filler, their names alone."""
+        self._counts.add(loss.emptied() if is_filler else loss)
 
     def _pop_metrics(self) -> dict[str, float]:
         """Means and extremes of everything counted since the last call, over all ranks."""
@@ -289,14 +284,15 @@ class PostTrainer(HubTrainer, PackedTrainer):
             weights = self.method.weights(batch)
             for i, term in enumerate(loss.terms):
                 names.append(f"term {i}")
-                self.count(Loss((), {f"term {i}": (term.sum * term.coefficient, float(weights[term.divide_by]))}))
-            self.count(loss)
-            num_samples += batch.num_groups
+                one = (term.sum * term.coefficient, float(weights[term.divide_by]))
+                self.count(Loss((), {f"term {i}": one}), batch.is_filler)
+            self.count(loss, batch.is_filler)
+            num_samples += 0 if batch.is_filler else batch.num_groups
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        values = self._pop_metrics()
-        terms = [values.pop(name) for name in dict.fromkeys(names) if name in values]
+        means = self._pop_metrics()
+        terms = [means.pop(name) for name in dict.fromkeys(names) if name in means]
         metrics = {f"{metric_key_prefix}_loss": sum(terms)}
-        metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         model.train(was_training)
         self._counts = training
         self._clock += time.perf_counter() - began

@@ -37,3 +37,13 @@ class Loss:
     metrics: dict[str, tuple[torch.Tensor, float | torch.Tensor]] = field(default_factory=dict)
     minima: dict[str, torch.Tensor] = field(default_factory=dict)
     maxima: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def emptied(self) -> Loss:
+        """The same names, with what no batch at all would count."""
+        infinity = torch.tensor(torch.inf)
+        return Loss(
+            (),
+            {name: (torch.zeros_like(total), 0.0) for name, (total, _) in self.metrics.items()},
+            {name: infinity.to(value.device) for name, value in self.minima.items()},
+            {name: -infinity.to(value.device) for name, value in self.maxima.items()},
+        )
