@@ -45,4 +45,11 @@ def stage_config(stage: str, argv: Sequence[str]) -> tuple[CommonConfig, LaunchO
             raise UserError("--params: a value is missing (the file of parameters, such as params.yaml)")
         path = words[at + 1]
         del words[at : at + 2]
-    return parse_command_line(stage, words, section=read_section(path, stage), where=f"{path}: {stage}")
+    section = read_section(path, stage)
+    if section.get("hub_token") is not None:
+        raise UserError(
+            f"{path}: {stage}.hub_token: DVC copies parameters to dvc.lock, which is committed; take the token out, "
+            "and set HF_TOKEN or run `hf auth login`",
+            "troubleshooting.md#hub",
+        )
+    return parse_command_line(stage, words, section=section, where=f"{path}: {stage}")
