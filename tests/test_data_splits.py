@@ -1,6 +1,7 @@
 """From the flags to a source of rows."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 from helpers_data import write_jsonl
 
 from posttrain.config import DatasetSource, SFTConfig, from_mapping
+from posttrain.data import sources
+from posttrain.data.prepare import check
+from posttrain.data.readers import Row, read_rows
 from posttrain.data.sources import Source
 from posttrain.data.splits import Role, open_source
 from posttrain.errors import UserError
@@ -236,3 +240,23 @@ def test_values_of_any_type_come_back_from_a_table(tmp_path: Path) -> None:
     source = open_source(config(dataset_name=str(tmp_path / "saved")), "train")
     assert source is not None
     assert [row.columns for row in source.rows()] == given
+
+
+def test_rows_are_counted_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To hold rows out, all are counted; looking at the first ones needs no count, and later ones have it."""
+    read = []
+
+    def counting(path: Path) -> Iterator[Row]:
+        for row in read_rows(path):
+            read.append(row.place)
+            yield row
+
+    monkeypatch.setattr(sources, "read_rows", counting)
+    flags: dict[str, Any] = {"dataset_name": str(folder / "train.jsonl"), "test_split_size": 2}
+    with pytest.raises(UserError, match="cannot be used"):
+        check(config(**flags, eval_strategy="steps"), "sft")
+    assert len(read) == 6
+    assert len(opened(**flags)) == 4 and len(opened("test", **flags)) == 2
+    assert len(read) == 6 + 6 + 2 * 6
+    datasets.Dataset.from_list(rows(0, 4)).to_parquet(folder / "train.parquet")
+    assert sources.count_rows(sources.FileSource((folder / "train.parquet",))) == 4 and len(read) == 24

@@ -19,8 +19,9 @@ from posttrain.config import CommonConfig
 from posttrain.data import store
 from posttrain.data.build import build, check_rows, is_first_process
 from posttrain.data.problems import Problems
-from posttrain.data.sources import Source, combined_digest, files_digest
+from posttrain.data.sources import HeldOut, Source, combined_digest, files_digest
 from posttrain.data.splits import DEFAULT_SEED, Role, open_source
+from posttrain.data.streamed_sources import FirstRows
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
 
@@ -118,11 +119,14 @@ def check(config: CommonConfig, kind: str) -> set[str]:
         UserError: a file or split is missing or cannot be read, or one of the first rows cannot be used.
     """
     columns: set[str] = set()
-    roles: tuple[Role, ...] = ("train",) if config.eval_strategy in (None, "no") else ("train", "test")
+    one_source = config.eval_strategy in (None, "no") or config.test_split_size is not None
+    roles: tuple[Role, ...] = ("train",) if one_source else ("train", "test")
     for role in roles:
         source = open_source(config, role)
         if source is not None:
-            rows = list(itertools.islice(source.rows(), _ROWS_CHECKED_EARLY))
+            # Of rows that are divided the first ones do for both parts; to know which are which, all would be counted.
+            whole = source.source if isinstance(source, HeldOut | FirstRows) else source
+            rows = list(itertools.islice(whole.rows(), _ROWS_CHECKED_EARLY))
             problems = Problems()
             check_rows(rows, kind, options_of(config, kind, role), problems)
             problems.raise_if_any(source.name, f"the first {len(rows):,} rows")

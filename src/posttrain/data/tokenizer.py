@@ -25,7 +25,8 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
         config: of the run.
 
     Raises:
-        UserError: there is no tokenizer or template, a token is not in the vocabulary, EOS is missing, or is PAD where texts are trained on.
+        UserError: there is no tokenizer or template, a token is not in the vocabulary, EOS is missing, or is PAD where
+            texts are trained on.
     """
     assert config.model_name_or_path is not None
     tokenizer = _load(config.model_name_or_path, config, "--model_name_or_path")
