@@ -66,6 +66,17 @@ def test_memory_that_ran_out_ends_with_advice_and_one(
     assert "--max_length 512" in caught.value.__notes__[0]
 
 
+def test_how_much_was_asked_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> int:
+        return int(torch.empty(2**48, dtype=torch.uint8)[0])
+
+    assert report_mistakes(run) == 1
+    assert "out of memory: this machine has no 262,144.0 GiB left" in capsys.readouterr().err
+    assert failing(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")) == 1
+    assert failing(MemoryError()) == 1
+    assert "out of memory: MemoryError" in capsys.readouterr().err
+
+
 def test_what_is_no_mistake_of_a_user_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         failing(ZeroDivisionError())

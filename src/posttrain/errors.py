@@ -1,20 +1,23 @@
 """How a program ends: a mistake of a user with a message and exit code 2, memory that ran out with advice and 1."""
 
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 TRACEBACK = "POSTTRAIN_TRACEBACK"  # set to anything: every error shows where in the code it came from
 OUT_OF_MEMORY_PAGE = "troubleshooting.md#out-of-memory"
-# What torch says where its own OutOfMemoryError does not stand for it; the last one is accelerate's, of a batch size
-# that was halved down to nothing.
+# What is said in other exceptions than torch's own OutOfMemoryError; the last one is accelerate's, of a batch size that
+# was halved down to nothing.
 _OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
     "DefaultCPUAllocator: ",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDA error: out of memory",
     "No executable batch size found",
 )
+_BYTES_OF_CPU = re.compile(r"DefaultCPUAllocator: .*tried to allocate (\d+) bytes")
 
 
 class UserError(ValueError):
@@ -63,6 +66,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report(message: str, notes: Iterable[str], page: str | None) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(2)  # the first process most likely says the same, and when it ends, this one is ended
     print(f"posttrain: error: {message}", file=sys.stderr)
     for note in notes:
         print(note, file=sys.stderr)
@@ -73,4 +78,7 @@ def _report(message: str, notes: Iterable[str], page: str | None) -> None:
 def _first_sentence(error: BaseException) -> str:
     """What was asked for; torch goes on with a paragraph about its allocator."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    on_cpu = _BYTES_OF_CPU.search(text)
+    if on_cpu:
+        return f"this machine has no {int(on_cpu[1]) / 2**30:,.1f} GiB left, which were asked for at once"
     return text.partition(". GPU ")[0].partition(" Of the allocated memory")[0]
