@@ -176,7 +176,10 @@ def _accelerate_file(launch: LaunchOptions) -> Path:
             return folder / f"{given}.yaml"
     names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     flag = "config_file" if launch.config_file is not None else "accelerate_config"
-    raise UserError(f"{flag}: {given} is neither a file nor one of {', '.join(names)}{suggestion(given, names)}")
+    raise UserError(
+        f"{flag}: {given} is neither a file nor one of {', '.join(names)}{suggestion(given, names)}",
+        "distributed.md#which-configuration",
+    )
 
 
 def _num_machines(launch: LaunchOptions, settings: Mapping[str, object]) -> int:

@@ -134,7 +134,8 @@ def _evaluation_data(config: CommonConfig, tokenizer: Any) -> PreparedData | Non
         raise UserError(
             f"--eval_strategy {config.eval_strategy} needs evaluation data, and {config.dataset_name} has no split "
             f"{config.dataset_test_split}: name one with --dataset_test_split, hold some rows back with "
-            "--test_split_size 0.05, or leave --eval_strategy out"
+            "--test_split_size 0.05, or leave --eval_strategy out",
+            "troubleshooting.md#data",
         )
     return data
 
