@@ -122,7 +122,10 @@ def _wrap(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
             return get_peft_model(model, lora)
     except (ValueError, TypeError, RuntimeError) as error:
         advice = "see --lora_target_modules (all-linear: every linear layer but the head)"
-        raise UserError(f"LoRA does not fit {config.model_name_or_path}: {first_line(error)}; {advice}") from error
+        raise UserError(
+            f"LoRA does not fit {config.model_name_or_path}: {first_line(error)}; {advice}",
+            "troubleshooting.md#model-loading",
+        ) from error
 
 
 def _without_weights(config: CommonConfig) -> PreTrainedModel | None:
