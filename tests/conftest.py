@@ -15,6 +15,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["POSTTRAIN_CACHE"] = str(Path(_SCRATCH.name) / "posttrain")
 os.environ["DVC_NO_ANALYTICS"] = "1"
+os.environ["TRACKIO_DIR"] = str(Path(_SCRATCH.name) / "trackio")
 # Models this small run fastest on one core, whatever else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -27,11 +27,6 @@ class Done(NamedTuple):
 Command = Callable[..., Done]
 
 
-def trackio_folder(factory: pytest.TempPathFactory) -> Path:
-    """Where Trackio keeps the runs of the process; it asks once."""
-    return factory.getbasetemp() / "trackio"
-
-
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     from manual import write_manual_hub  # imports torch, which not every test needs
@@ -47,7 +42,7 @@ def _worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subp
     hidden = ("HF_HUB_OFFLINE", "HF_TOKEN", "POSTTRAIN_LAUNCHED", "LOCAL_RANK")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "POSTTRAIN_CACHE": str(home / "cache")}
-    environment |= {"TRACKIO_DIR": str(trackio_folder(tmp_path_factory)), "NO_PROXY": "127.0.0.1"}
+    environment["NO_PROXY"] = "127.0.0.1"
     worker = subprocess.Popen(
         [sys.executable, "-W", "error", str(Path(__file__).parent / "hub_worker.py")],
         env=environment,

@@ -12,6 +12,10 @@ from hub_server import ALICE, MARKED, OTHER, READER, Hub, Repository
 from hub_session import Command
 from manual import words_of
 
+from posttrain import launch
+from posttrain.cli import main
+from posttrain.errors import UserError
+from posttrain.experiment.params import stage_config
 from posttrain.hub import explain
 from posttrain.hub_access import without_token
 
@@ -178,6 +182,26 @@ def test_no_token_is_left_anywhere(way: str, others: Hub, command: Command, tmp_
 def test_a_command_line_without_its_token() -> None:
     words = ["sft", "--hub_token", "hf_x", "--beta", "1", "--hub-token=hf_x", "--push_to_hub"]
     assert without_token(words) == ["sft", "--beta", "1", "--push_to_hub"]
+
+
+def test_processes_find_the_token_in_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their command lines can be seen by everyone on the machine."""
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(launch, "supervise", lambda words, variables: started.append((words, variables)) or 0)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.delenv(launch.LAUNCHED, raising=False)
+    words = [*RUN, "--output_dir", str(tmp_path / "out"), "--num_processes", "2", "--accelerate_config", "cpu"]
+    monkeypatch.setattr("sys.argv", ["posttrain", *words])
+    assert main([*words, "--hub_token", MARKED]) == 0
+    ((command, variables),) = started
+    assert MARKED not in " ".join(command) and command[-4:] == words[-4:]
+    assert variables["HF_TOKEN"] == MARKED
+
+
+def test_a_token_in_params_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("sft:\n  hub_token: hf_x\n")
+    with pytest.raises(UserError, match=r"params.yaml: sft.hub_token: DVC copies parameters to dvc.lock"):
+        stage_config("sft", ["--params", str(tmp_path / "params.yaml")])
 
 
 def test_errors_that_are_not_the_hub_s() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from hub_server import ALICE, Hub
-from hub_session import Command, trackio_folder
+from hub_session import Command
 from manual import COMMANDS, words_of, write_manual
 from safetensors.torch import load_file
 
@@ -106,9 +106,7 @@ report_to: trackio
 """
 
 
-def test_a_config_file_and_flags_on_top(
-    command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_config_file_and_flags_on_top(command: Command, tmp_path: Path) -> None:
     """Command 9, twice: the rate at the first step is that of the file, and that of the flag."""
     pytest.importorskip("trackio")
     (tmp_path / "sft_config.yaml").write_text(CONFIG)
@@ -117,7 +115,7 @@ def test_a_config_file_and_flags_on_top(
         assert done.code == 0, done.output
         history = json.loads((tmp_path / "Qwen2-0.5B-SFT/trainer_state.json").read_text())["log_history"]
         assert history[0]["learning_rate"] == pytest.approx(rate)
-    with contextlib.closing(sqlite3.connect(trackio_folder(tmp_path_factory) / "huggingface.db")) as runs:
+    with contextlib.closing(sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "huggingface.db")) as runs:
         rows = [json.loads(text) for (text,) in runs.execute("SELECT metrics FROM metrics ORDER BY id")]
     assert [row["train/learning_rate"] for row in rows if "train/learning_rate" in row] == [2e-5, 1e-5]
 
