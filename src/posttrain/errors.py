@@ -68,7 +68,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _report(message: str, notes: Iterable[str], page: str | None) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(2)  # the first process most likely says the same, and when it ends, this one is ended
-    print(f"posttrain: error: {message}", file=sys.stderr)
+    over_bar = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand on this line
+    print(f"{over_bar}posttrain: error: {message}", file=sys.stderr)
     for note in notes:
         print(note, file=sys.stderr)
     if page is not None:
@@ -80,5 +81,5 @@ def _first_sentence(error: BaseException) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     on_cpu = _BYTES_OF_CPU.search(text)
     if on_cpu:
-        return f"this machine has no {int(on_cpu[1]) / 2**30:,.1f} GiB left, which were asked for at once"
+        return f"this machine has no further {int(on_cpu[1]) / 2**20:,.0f} MiB"
     return text.partition(". GPU ")[0].partition(" Of the allocated memory")[0]

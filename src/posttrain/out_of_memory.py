@@ -7,7 +7,7 @@ from typing import Any
 from posttrain.config import CommonConfig
 from posttrain.errors import is_out_of_memory
 
-_WIDTH = 66  # of the column of flags
+_WIDTH = 65  # of the column of flags
 
 
 @contextmanager
@@ -53,25 +53,25 @@ def _same_steps(config: Any) -> Iterator[tuple[str, str]]:
         flags = f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps {pieces}"
         if getattr(config, "steps_per_generation", None):
             flags += f" --steps_per_generation {config.steps_per_generation * batch // smaller}"
-        yield flags, "the same step in smaller pieces"
+        yield flags, "the same step, in pieces"
     if config.method in ("grpo", "rloo"):
-        yield f"--rollout_batch_size {max(1, config.rollout_batch_size // 4)}", "fewer completions sampled at a time"
+        yield f"--rollout_batch_size {max(1, config.rollout_batch_size // 4)}", "fewer sampled at a time"
     if config.eval_strategy not in (None, "no") and (config.per_device_eval_batch_size or 8) > 1:
-        yield "--per_device_eval_batch_size 1", "if it happened in an evaluation"
+        yield "--per_device_eval_batch_size 1", "if it was an evaluation"
     if not config.gradient_checkpointing:
-        yield "--gradient_checkpointing", "activations are computed twice, not kept"
+        yield "--gradient_checkpointing", "computes activations twice"
     if config.method == "dpo" and not (config.precompute_ref_log_probs or config.sync_ref_model or config.use_peft):
-        yield "--precompute_ref_log_probs", "no reference model beside the policy"
+        yield "--precompute_ref_log_probs", "no reference in training"
 
 
 def _other_steps(config: Any) -> Iterator[tuple[str, str]]:
     if not config.use_peft:
-        yield "--use_peft", "LoRA: gradients and Adam's states of the adapters alone"
+        yield "--use_peft", "LoRA: trains adapters alone"
     elif not (config.load_in_4bit or config.load_in_8bit):
-        yield "--load_in_4bit", "QLoRA: frozen weights in 4 bits (needs a GPU)"
+        yield "--load_in_4bit", "QLoRA; needs a GPU"
     if getattr(config, "max_length", None):
-        yield f"--max_length {max(1, config.max_length // 2)}", "shorter rows; `posttrain inspect` tells what it cuts"
+        yield f"--max_length {max(1, config.max_length // 2)}", "cuts rows"
     if config.method in ("grpo", "rloo"):
         yield f"--max_completion_length {max(1, config.max_completion_length // 2)}", "shorter completions"
     if config.dtype in (None, "float32"):
-        yield "--dtype bfloat16", "half the bytes of weights, gradients and Adam's states; coarser"
+        yield "--dtype bfloat16", "half the bytes, coarser"
