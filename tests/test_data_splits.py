@@ -167,6 +167,31 @@ def test_a_mixture(folder: Path) -> None:
     assert opened(datasets=[train, *parts]) == list(range(9))
 
 
+def test_slices_of_a_mixture(folder: Path) -> None:
+    for split, expected in (
+        ("train[:2]", [0, 1]),
+        ("train[4:]", [4, 5]),
+        ("train[-2:]", [4, 5]),
+        ("train[:-5]", [0]),
+        ("train[:50%]+validation", [0, 1, 2, 6, 7]),
+        ("train[1:3]+train[50%:67%]", [1, 2, 3]),
+        ("train[:100]", list(range(6))),
+    ):
+        assert opened(datasets=[DatasetSource(path=str(folder), split=split)]) == expected
+    entry = DatasetSource(path=str(folder), split="train[2:5]")
+    assert opened(datasets=[entry], streaming=True) == [2, 3, 4]
+    source = open_source(config(datasets=[entry], streaming=True), "train")
+    assert source is not None and [row.columns["n"] for row in source.rows(2)] == [4]
+    for split, expected_text, streaming in (
+        ("train[", "cannot make sense of 'train\\['", False),
+        ("train[3:3]", r"\[3:3\] holds no row", False),
+        ("dev[:3]", "no split 'dev'", False),
+        ("train[:10%]", "streamed ones are not counted", True),
+    ):
+        with pytest.raises(UserError, match=expected_text):
+            opened(datasets=[DatasetSource(path=str(folder), split=split)], streaming=streaming)
+
+
 def test_columns_and_fractions_of_a_mixture(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"n": number, "extra": 1} for number in range(10)])
     write_jsonl(tmp_path / "b.jsonl", rows(10, 14))

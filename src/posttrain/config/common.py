@@ -32,13 +32,18 @@ SECRETS = {"hub_token"}
 
 @dataclass(kw_only=True)
 class DatasetSource:
-    """One dataset of a mixture."""
+    """One dataset of a mixture.
 
-    path: str = flag(dataclasses.MISSING, "File, folder or hub id.")
+    Datasets follow one another. With fractions, so many rows of each are taken that the shares are right and none is
+    taken twice: all of the one that has the fewest for its share. Streamed, they come in turn, at every place in about
+    those shares, until one of them has no more rows.
+    """
+
+    path: str = flag(dataclasses.MISSING, "File, folder or hub id; or json, csv, parquet, with data_files.")
     name: str | None = flag(None, "Configuration of a hub dataset.")
     data_dir: str | None = flag(None, "Folder within the dataset.")
-    data_files: str | list[str] | dict[str, Any] | None = flag(None, "Files within the dataset.")
-    split: str = flag("train", "Split to take.")
+    data_files: str | list[str] | dict[str, Any] | None = flag(None, "Files or patterns in it; a list, or by split.")
+    split: str = flag("train", "Split to take, or part of it: train[:1000], train[10%:20%], train+test.")
     columns: list[str] | None = flag(None, "Columns to keep; unset: all.")
     fraction: float | None = flag(None, "Share of the mixture; give it for all datasets or for none.", low=0)
     seed: int | None = flag(None, "Take the rows of that share at random, by this seed; unset: the first ones.", low=0)
@@ -92,7 +97,9 @@ class DataFlags:
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to evaluate on.")
     dataset_streaming: bool = flag(False, "Tokenise rows as they are read, and keep none on disk; needs max_steps.")
-    datasets: list[DatasetSource] = flag([], "A mixture of datasets, in a YAML file (or as JSON).")
+    datasets: list[DatasetSource] = flag(
+        [], "Several, in a YAML file (or as JSON): path, name, data_dir, data_files, split, columns, fraction, seed."
+    )
     streaming: bool = flag(False, "As dataset_streaming; the name that stands beside `datasets:`.")
     test_split_size: float | None = flag(
         None, "Rows (share of all below 1) to hold out at random, by the seed; with streaming the first ones.", low=0

@@ -5,12 +5,14 @@ import glob
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from posttrain.config import CommonConfig, DatasetSource
 from posttrain.data.readers import SUFFIXES, known_suffix
+from posttrain.data.slices import Bounds, Slice, parse_split
 from posttrain.data.sources import FileSource, HeldOut, Mixture, Part, Source
 from posttrain.data.streamed_sources import FirstRows, Interleaved
 from posttrain.data.tables import open_hub, open_saved
@@ -178,12 +180,28 @@ def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
 def _open_mixture(entries: list[DatasetSource], streamed: bool) -> Source:
     parts = []
     for number, entry in enumerate(entries):
-        source = _open_entry(entry, f"datasets[{number}]", streamed)
+        where = f"datasets[{number}]"
+        pieces = [
+            _slice(_open_entry(replace(entry, split=name), where, streamed), bounds, f"{where}.split", streamed)
+            for name, bounds in parse_split(entry.split, f"{where}.split")
+        ]
+        source = pieces[0] if len(pieces) == 1 else Mixture(tuple(Part(piece) for piece in pieces))
         columns = None if entry.columns is None else tuple(entry.columns)
         parts.append(Part(source, columns, entry.fraction, entry.seed))
     if streamed and any(entry.fraction is not None for entry in entries):
         return Interleaved(tuple(parts))
     return Mixture(tuple(parts))
+
+
+def _slice(source: Source, bounds: Bounds, where: str, streamed: bool) -> Source:
+    if bounds == Bounds():
+        return source
+    if streamed and bounds.needs_count:
+        raise UserError(
+            f"{where}: [{bounds.start}:{bounds.stop}] needs the number of rows, and streamed ones are not counted; "
+            "give numbers of rows from the beginning, such as [:1000]"
+        )
+    return Slice(source, bounds, where)
 
 
 def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
