@@ -99,6 +99,18 @@ def test_what_is_missing_or_broken_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["training"] == "no: torch cannot be imported"
 
 
+def test_a_broken_driver_ends_its_own_table_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(index: int) -> None:
+        raise RuntimeError("CUDA driver error: out of order")
+
+    torch_with_gpu = fake_torch(9)
+    torch_with_gpu.cuda.get_device_properties = broken
+    monkeypatch.setattr(environment, "_import_torch", lambda: (torch_with_gpu, ""))
+    rows = table(report())
+    assert rows["broken"] == "RuntimeError: CUDA driver error: out of order"
+    assert rows["transformers"] == importlib.metadata.version("transformers")
+
+
 def fake_torch(major: int) -> Any:
     """A torch with one GPU of 80 GiB."""
     about = SimpleNamespace(name="A GPU", total_memory=80 * 2**30, major=major, minor=0)

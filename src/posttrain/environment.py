@@ -59,13 +59,22 @@ def run(words: Sequence[str]) -> int:
 def report() -> str:
     """The report, in Markdown."""
     torch, trouble = _import_torch()
-    sections = [
-        ("Machine", list(_machine(torch))),
-        ("Packages", list(_packages(torch, trouble))),
-        ("What works here", list(_features(torch))),
-        ("Environment variables", list(_variables())),
-    ]
-    return "\n\n".join(f"#### {title}\n\n{_table(rows)}" for title, rows in sections if rows)
+    sections = {
+        "Machine": _machine(torch),
+        "Packages": _packages(torch, trouble),
+        "What works here": _features(torch),
+        "Environment variables": _variables(),
+    }
+    tables = [(title, list(_as_far_as_it_goes(rows))) for title, rows in sections.items()]
+    return "\n\n".join(f"#### {title}\n\n{_table(rows)}" for title, rows in tables if rows)
+
+
+def _as_far_as_it_goes(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Rows up to the one that a broken driver or package does not let be made, and in its place what is wrong."""
+    try:
+        yield from rows
+    except Exception as error:  # whatever the broken thing raises
+        yield "broken", _without_names(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def memory(torch: Any) -> tuple[int, str]:
@@ -214,11 +223,11 @@ def _without_password(value: str) -> str:
 
 def _without_names(text: str) -> str:
     """A text without home folder, user name and host name."""
-    text = text.replace(str(Path.home()), "~")
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # no such user in this container
-        user = ""
+        home, user = str(Path.home()), getpass.getuser()
+    except (KeyError, OSError, RuntimeError):  # no such user in this container
+        home, user = os.environ.get("HOME", ""), os.environ.get("USER", "")
+    text = text.replace(home, "~") if len(home) > 1 else text
     for name, stand_in in ((user, "USER"), (platform.node(), "HOST")):
         if name:
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", stand_in, text)
