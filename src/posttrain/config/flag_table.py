@@ -25,7 +25,7 @@ OWN = {
     *("dynamic_sampling", "max_resampling_rounds", "kl_estimator", "eval_temperature", "eval_top_p", "eval_top_k"),
     *("eval_min_p", "eval_repetition_penalty", "eval_max_completion_length"),
 }
-OWN_OF_MIXTURES = {"fraction", "seed"}
+OWN_OF_MIXTURES = {"seed"}
 FOR_ALL = "for every method; TRL has it for {}"
 DIFFERS = {
     "bf16": "unset: on where the GPU has it; without hardware for it a warning, and float32",
