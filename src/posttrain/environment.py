@@ -20,7 +20,8 @@ from posttrain.errors import UserError
 USAGE = "posttrain env"
 _NEEDED = ("posttrain", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "dvc")
 _OPTIONAL = (
-    *("deepspeed", "bitsandbytes", "vllm", "flash-attn", "liger-kernel", "wandb", "trackio", "mlflow", "tensorboard"),
+    *("deepspeed", "bitsandbytes", "vllm", "flash-attn", "liger-kernel", "tensorboard", "wandb", "trackio", "mlflow"),
+    "mlflow-skinny",
 )
 # Variables whose values say how a run behaves. Of others with these beginnings only that they are set is told.
 _TOLD = re.compile(
@@ -188,9 +189,18 @@ def _features(torch: Any) -> Iterator[tuple[str, str]]:
         yield "fp16", "no: needs a GPU"
         yield "variable-length attention", "no: needs a GPU; scaled_dot_product_attention serves"
     quantises = on_gpu and bool(_version("bitsandbytes"))
-    yield "4 and 8 bits (QLoRA)", _yes(quantises, "needs bitsandbytes" if on_gpu else "needs a GPU and bitsandbytes")
+    yield (
+        "4 and 8 bits (QLoRA)",
+        _yes(
+            quantises,
+            "needs bitsandbytes: pip install -e '.[quantization]'" if on_gpu else "needs a GPU and bitsandbytes",
+        ),
+    )
     yield "several processes", _several_processes(torch, on_gpu)
-    yield "DeepSpeed (zero1 to zero3)", _yes(bool(_version("deepspeed")), "pip install deepspeed")
+    yield (
+        "DeepSpeed (zero1 to zero3)",
+        _yes(bool(_version("deepspeed")), "needs deepspeed: pip install -e '.[deepspeed]'"),
+    )
     yield "torch.compile", _yes(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"), "no C compiler")
     yield "vLLM", _yes(bool(_version("vllm")), "not installed")
 
