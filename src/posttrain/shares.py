@@ -36,7 +36,7 @@ def train_loader(trainer: PostTrainer, plain: Callable[[], DataLoader[Any]]) -> 
     args, rows = trainer.args, trainer.train_dataset
     if isinstance(rows, Stream):
         number = args.max_steps * args.gradient_accumulation_steps
-        return rows.loader(trainer.data_collator, args.train_batch_size, args.world_size, args.process_index, number)
+        return rows.loader(trainer.data_collator, trainer._train_batch_size, args.world_size, args.process_index, number)
     loader = plain()
     if args.world_size == 1 or args.train_sampling_strategy not in _SHARED_ORDERS:
         return loader
