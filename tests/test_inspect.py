@@ -7,10 +7,14 @@ import pytest
 from helpers_data import MARKED_TEMPLATE, bot, make_tokenizer, user, write_jsonl
 from helpers_inspect import USER_AND_BOT, example_of, inspect, write_model_folder
 from tiny import write_base, write_preference, write_prompts, write_sft
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from posttrain.config import parse_command_line
 from posttrain.data.prepare import prepare
 from posttrain.data.tokenizer import load_tokenizer
+from posttrain.inspection.display import Ink
+from posttrain.inspection.example import Segment, show_segment
 
 Capture = pytest.CaptureFixture[str]
 
@@ -219,6 +223,15 @@ def test_colours_are_asked_for_or_not(
     assert "\x1b[36m" in inspect(capsys, *words).text
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in inspect(capsys, *words).text
+
+
+def test_a_space_at_the_border_of_what_is_trained_is_kept() -> None:
+    backend = Tokenizer(models.WordLevel({"▁hi": 0, "▁you": 1, "<unk>": 2}, unk_token="<unk>"))
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert tokenizer.decode([1]) == "you"  # as Llama's does
+    [line] = show_segment(tokenizer, Segment("row", [0, 1, 1], [0, 1, 0]), Ink(False))
+    assert line.split(maxsplit=1)[1] == "hi[[ you]] you"
 
 
 def test_text_of_the_data_cannot_write_to_the_terminal_and_fits_it(

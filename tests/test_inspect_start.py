@@ -38,7 +38,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (MESSAGES, "sft", ["--assistant_only_loss"]),
         (PAIRS, "dpo", ["--beta", "0.2", "--no_remove_unused_columns"]),
         (PAIRS, "reward", ["--method", "reward"]),
-        (PROMPTS, "grpo", ["--num_generations", "4"]),
+        (PROMPTS, "grpo", ["--num_generations", "4", "--num_processes", "2"]),
         ([{"prompt": "2+2="}] * 3, "rloo", []),
         ([{"prompt": "2+2="}] * 3, "grpo", ["--method", "grpo", "--reward_funcs", "think_format_reward"]),
         (MESSAGES, "sft", ["--dataset_streaming"]),

@@ -85,15 +85,22 @@ def _atoms(tokenizer: Any, segment: Segment) -> Iterator[tuple[str, Look]]:
     """Words, spaces and line ends with their looks. Tokens that look alike are decoded together: a letter may be
     several tokens."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tokens = [
-        (token, Look(bool(trained), token in special)) for token, trained in zip(segment.ids, segment.mask, strict=True)
-    ]
-    for look, group in groupby(tokens, key=lambda token: token[1]):
-        text = tokenizer.decode(
-            [token for token, _ in group], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        for atom in _ATOMS.findall(text):
+    looks = [Look(bool(trained), token in special) for token, trained in zip(segment.ids, segment.mask, strict=True)]
+    stop = 0
+    for look, group in groupby(looks):
+        start, stop = stop, stop + len(list(group))
+        for atom in _ATOMS.findall(_decoded(tokenizer, segment.ids, start, stop)):
             yield LINE_END if atom == "\n" else visible(atom), look
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int], start: int, stop: int) -> str:
+    """The text of some of a sequence's tokens. By themselves they may lose the space that they begin with."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    before, through = decode(ids[:start]), decode(ids[:stop])
+    return through[len(before) :] if through.startswith(before) else decode(ids[start:stop])
 
 
 Atoms = list[tuple[str, Look]]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.config import METHODS, CommonConfig, parse_command_line, suggestion
+from posttrain.config import METHODS, CommonConfig, LaunchOptions, parse_command_line, suggestion
 from posttrain.config.fields import convert, flag, flags_of, is_bool
 from posttrain.config.parse import FileOption
 from posttrain.errors import UserError
@@ -111,9 +111,10 @@ def _own_value(name: str, words: list[str]) -> Any:
 
 
 def _names(method: str) -> set[str]:
-    """The flags of a method, and the switches of it that can be switched off."""
+    """The flags of a method, of launching it, and the switches of it that can be switched off."""
     fields = flags_of(METHODS[method])
-    return {*fields, *(f"no_{name}" for name, each in fields.items() if is_bool(each)), *flags_of(FileOption)}
+    switched_off = (f"no_{name}" for name, each in fields.items() if is_bool(each))
+    return {*fields, *switched_off, *flags_of(FileOption), *flags_of(LaunchOptions)}
 
 
 def _stand_ins(method: str, given: dict[str, list[str]]) -> dict[str, object]:
