@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import ALICE, MARKED, OTHER, READER, Hub, Repository
 from hub_session import Command
 from manual import words_of
+from safetensors.torch import load_file
 
 from posttrain import launch
 from posttrain.cli import main
@@ -128,6 +130,20 @@ def test_a_branch_of_an_organisation_by_a_token_on_the_command_line(others: Hub,
     assert done.code == 0, done.output
     repository = others.repositories["models/lab/trained"]
     assert repository.messages() == [] and repository.messages("trial")[-1] == "End of training"
+
+
+def test_an_adapter_of_the_hub_is_merged_and_trained(others: Hub, command: Command, tmp_path: Path) -> None:
+    lora = ["--use_peft", "--push_to_hub", "--learning_rate", "0.1"]
+    assert command(*RUN, *lora, token=ALICE).code == 0
+    (tmp_path / "out").rename(tmp_path / "adapter")
+    weights = []
+    for name in ("alice/out", "adapter"):  # from the hub, and the same from its folder
+        done = command(*RUN, "--model_name_or_path", name, "--output_dir", "merged", "--learning_rate", "0")
+        assert done.code == 0, done.output
+        weights.append(load_file(tmp_path / "merged/model.safetensors"))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    done = command(*RUN, "--model_name_or_path", "alice/out", "--use_peft")
+    assert done.code == 2 and "alice/out is an adapter, which is merged into its base to train" in done.output
 
 
 def test_an_upload_that_fails_leaves_the_model(others: Hub, command: Command, tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from posttrain.config.paths import adapter_on_adapter
 from posttrain.errors import UserError
-from posttrain.hub import explain
+from posttrain.hub import explain, is_on_hub
 from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
 
 if TYPE_CHECKING:
@@ -29,13 +32,18 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
     """
     options = loading_options(config)
     try:
-        if is_adapter(path):
+        adapter = adapter_folder(path, config.model_revision)
+        if adapter is not None:
+            if config.use_peft:
+                raise adapter_on_adapter(path)
             from peft import AutoPeftModelForCausalLM
 
             with peft_warnings():
-                merged = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
+                merged = AutoPeftModelForCausalLM.from_pretrained(adapter, **options).merge_and_unload()
             return merged.requires_grad_(True)  # peft had frozen the base
         return AutoModelForCausalLM.from_pretrained(path, **options)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         what = f"--model_name_or_path {path}"
         raise explain(error, what) or UserError(
@@ -54,9 +62,17 @@ def loading_options(config: CommonConfig) -> dict[str, Any]:
     return quantisation_options(config, options["dtype"]) | options if quantised else options
 
 
-def is_adapter(path: str) -> bool:
-    """Whether a folder holds an adapter in place of a model."""
-    return (Path(path) / "adapter_config.json").is_file()
+def adapter_folder(path: str, revision: str = "main") -> str | None:
+    """The folder of an adapter, for one of the hub where it has been downloaded to; None for what is a model.
+
+    Raises:
+        OSError: the hub does not have it, or not for this user.
+    """
+    if Path(path).exists():
+        return path if (Path(path) / "adapter_config.json").is_file() else None
+    if not is_on_hub(path) or find_adapter_config_file(path, revision=revision) is None:
+        return None
+    return snapshot_download(path, revision=revision, ignore_patterns=["*checkpoint*", "runs/*"])
 
 
 def first_line(error: Exception) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from posttrain.config.paths import adapter_on_adapter
 from posttrain.errors import UserError
 from posttrain.hub import explain
-from posttrain.models import first_line, is_adapter, loading_options, peft_warnings
+from posttrain.models import adapter_folder, first_line, loading_options, peft_warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -36,6 +37,8 @@ def load_reward_model(config: CommonConfig, path: str) -> PreTrainedModel:
     Raises:
         UserError: it cannot be found, read or understood, or is no such model.
     """
+    if config.use_peft and adapter_folder(path, config.model_revision) is not None:
+        raise adapter_on_adapter(path)
     options = loading_options(config)
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = [*HEADS]  # they are trained, so they stay numbers
@@ -67,8 +70,9 @@ def load_sequence_classifier(
     """
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        if is_adapter(path):
-            model, has_head = _load_adapter(path, name, options | hub | {"dtype": dtype})
+        adapter = adapter_folder(path, revision)
+        if adapter is not None:
+            model, has_head = _load_adapter(adapter, name, options | hub | {"dtype": dtype})
         else:
             model, has_head = _load_classifier(path, name, options | hub | {"dtype": dtype})
     except (OSError, ValueError, KeyError, RuntimeError) as error:

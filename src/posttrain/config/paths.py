@@ -27,11 +27,7 @@ def check_paths(config: CommonConfig) -> None:
         if model is not None:
             check_model(name, str(model))
     if config.use_peft and (Path(config.model_name_or_path or "").expanduser() / "adapter_config.json").is_file():
-        raise UserError(
-            f"model_name_or_path: {config.model_name_or_path} is an adapter, which is merged into its base to train; "
-            "one that use_peft trains would adapt a model that is nowhere on disk; leave use_peft out, or merge it "
-            "with peft's merge_and_unload and save the result"
-        )
+        raise adapter_on_adapter(str(config.model_name_or_path))
     for name, source in _data_paths(config):
         if _looks_local(source) or Path(source).suffix.lower() in DATA_SUFFIXES:
             _check_exists(name, source, "a file or folder of rows, or a hub id such as trl-lib/Capybara")
@@ -49,6 +45,15 @@ def check_paths(config: CommonConfig) -> None:
             if file.is_dir():
                 raise UserError(f"{name}: {file} is a folder; name a file in it")
             _check_writable(name, file.parent)
+
+
+def adapter_on_adapter(name: str) -> UserError:
+    """What is wrong with `use_peft` where the model is an adapter."""
+    return UserError(
+        f"model_name_or_path: {name} is an adapter, which is merged into its base to train; one that use_peft trains "
+        "would adapt a model that is nowhere on disk; leave use_peft out, or merge it with peft's merge_and_unload and "
+        "save the result"
+    )
 
 
 def _data_paths(config: CommonConfig) -> Iterator[tuple[str, str]]:
