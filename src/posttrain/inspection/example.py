@@ -70,7 +70,7 @@ def segments_of(kind: str, columns: dict[str, list[Any]], index: int) -> list[Se
 
 def show_segment(tokenizer: Any, segment: Segment, ink: Ink) -> list[str]:
     """A stretch as lines with its label in front; a long one without its middle."""
-    width = WIDTH - _LABEL
+    width = WIDTH - _LABEL - 1
     lines = [_line(atoms, ink) for atoms in _wrapped(_atoms(tokenizer, segment), width, ink)]
     if len(lines) > _FIRST_LINES + _LAST_LINES + 1:
         hidden = len(lines) - _FIRST_LINES - _LAST_LINES
@@ -107,10 +107,10 @@ Atoms = list[tuple[str, Look]]
 
 
 def _wrapped(atoms: Iterable[tuple[str, Look]], width: int, ink: Ink) -> Iterator[Atoms]:
-    """Atoms in lines that are at most `width` columns wide, their marks included."""
+    """Atoms in lines that are at most `width` columns wide, their marks included, and a space that ends them not."""
     line: Atoms = []
     for text, look in _short_enough(atoms, width - len(OPEN + CLOSE)):
-        if line and _columns([*line, (text, look)], ink) > width:
+        if line and text != " " and _columns([*line, (text, look)], ink) > width:
             yield line
             line = []
         line.append((text, look))
