@@ -2,15 +2,16 @@
 
 import json
 import logging
-import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from helpers_data import bot, make_tokenizer, user, write_jsonl
-from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
+from tiny import curve, run, write_base, write_preference, write_sft
 
 from posttrain.config import DatasetSource, DPOConfig, RewardConfig, SFTConfig
 from posttrain.data import stream as stream_module
@@ -126,6 +127,23 @@ def test_shuffled_files(tmp_path: Path, small_windows: None) -> None:
     firsts = [list(dict.fromkeys(shards[start : start + 24])) for start in (0, 24)]
     assert sorted(shards[:24]) == sorted(shards[24:]) and firsts[0] != firsts[1]
     assert max(shards.index(shard) for shard in "012345") >= 16  # not all in the first windows
+
+
+def test_tables_and_folders(tmp_path: Path, small_windows: None) -> None:
+    rows = [{"text": f"text {number}"} for number in range(9)]
+    table = datasets.Dataset.from_list(rows)
+    table.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parts").mkdir()
+    for part in range(3):
+        table.select(range(3 * part, 3 * part + 3)).to_parquet(tmp_path / "parts" / f"train-{part}.parquet")
+    for name in ("saved", "parts"):
+        stream = stream_of(dataset_name=str(tmp_path / name))
+        assert words_of(list(stream)) == [f"text {number}<|end|>" for number in range(9)]
+        assert stream_of(dataset_name=str(tmp_path / name))._fingerprint == stream._fingerprint
+        place = stream_module.Place(first=8, rows_read=8)
+        (tmp_path / "stream.json").write_text(json.dumps(asdict(place)))
+        stream.load_place(tmp_path)
+        assert words_of([stream[8], stream[9]]) == ["text 8<|end|>", "text 0<|end|>"]
 
 
 def test_the_first_row_follows_the_last(texts: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,34 +276,3 @@ def test_a_changed_file_is_another_stream(texts: Path) -> None:
     assert fingerprint() == before and len({before, fingerprint(shuffle_dataset=True), fingerprint(max_length=9)}) == 3
     texts.write_text(texts.read_text() + '{"text": "more"}\n')
     assert fingerprint() != before
-
-
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
-def test_prompts_streamed(method: str, base: Path, tmp_path: Path, small_windows: None) -> None:
-    """In the order of the file, those of a file read beforehand; shuffled and resumed in the second pass, the same."""
-    data = write_prompts(tmp_path / "rows.jsonl", count=5)
-    whole, streamed = (
-        run_policy(method, base, data, tmp_path / name, "--no_shuffle_dataset", "--max_steps", "4", *words)
-        for name, words in (("a", ()), ("b", ("--dataset_streaming",)))
-    )
-    assert curve(streamed, "loss", "grad_norm", "reward") == curve(whole, "loss", "grad_norm", "reward")
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
-    words = ["--dataset_streaming", "--max_steps", "8", "--save_strategy", "steps", "--save_steps", "5"]
-    whole = run_policy(method, base, data, tmp_path / "c", *words)
-    shutil.copytree(tmp_path / "c" / "checkpoint-5", tmp_path / "d" / "checkpoint-5")
-    resumed = run_policy(method, base, data, tmp_path / "d", *words, "--resume_from_checkpoint")
-    assert curve(resumed, "loss", "grad_norm", "reward") == curve(whole, "loss", "grad_norm", "reward")
-    assert (tmp_path / "c/model.safetensors").read_bytes() == (tmp_path / "d/model.safetensors").read_bytes()
-
-
-def test_streamed_prompts_that_are_too_long(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model has room for 1,024 tokens; that is said of the very prompt, when it is read."""
-    data = write_prompts(tmp_path / "rows.jsonl", count=5)
-    for flag, value, expected in (
-        ("--max_completion_length", "1000", r"rows\.jsonl line 1.*max_prompt_tokens is 24"),
-        ("--max_prompt_tokens", "1020", "prompts of up to 1,020 tokens are more than the 1,024"),
-        ("--max_completion_length", "1024", "prompts of up to 1 tokens are more"),
-    ):
-        with pytest.raises(AssertionError):
-            run_policy("grpo", base, data, tmp_path / "a", flag, value, "--dataset_streaming")
-        assert re.search(expected, capsys.readouterr().err)

@@ -9,6 +9,7 @@ every evaluation are those of a single process.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from posttrain.batch import PackedBatch
+from posttrain.data.build import is_first_process
 from posttrain.data.stream import Collate, Stream
 
 if TYPE_CHECKING:
     from posttrain.trainer import PostTrainer
+
+logger = logging.getLogger(__name__)
 
 _FILLER = -1
 # The order of the others is drawn from states that accelerate aligns between processes, in loaders of its own.
@@ -35,8 +39,11 @@ def train_loader(trainer: PostTrainer, plain: Callable[[], DataLoader[Any]]) -> 
     """
     args, rows = trainer.args, trainer.train_dataset
     if isinstance(rows, Stream):
+        if args.dataloader_num_workers and is_first_process():
+            logger.warning("--dataloader_num_workers: without effect, streamed rows are read as they are trained on")
         number = args.max_steps * args.gradient_accumulation_steps
-        return rows.loader(trainer.data_collator, trainer._train_batch_size, args.world_size, args.process_index, number)
+        batch_size = trainer._train_batch_size
+        return rows.loader(trainer.data_collator, batch_size, args.world_size, args.process_index, number)
     loader = plain()
     if args.world_size == 1 or args.train_sampling_strategy not in _SHARED_ORDERS:
         return loader

@@ -99,6 +99,12 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         self._start(Place())
 
     @property
+    def _order(self) -> str:
+        if self.seed is None:
+            return "in the order of the data; what is sorted there should be shuffled beforehand"
+        return f"shuffled within {self.window_size:,} rows"
+
+    @property
     def window_size(self) -> int:
         """Rows of the data in a window."""
         return WINDOW if self.options.packing is None and self.seed is None else LARGE_WINDOW
@@ -116,7 +122,8 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             self._start(Place())
         while not self._held or number >= self._held[-1].after.first:
             self._held.append(next(self._ahead))
-            if not self.counts:
+            if not self.counts and is_first_process():
+                logger.info("%s: streamed, %s", self.source.name, self._order)
                 self._tell(self._held[-1].after.counts, "so far, ")
             self.counts.clear()
             self.counts.update(self._held[-1].after.counts)
