@@ -22,6 +22,14 @@ def config_with(tmp_path: Path, **values: object) -> CommonConfig:
     return DPOConfig(**(base | values))
 
 
+def test_a_checkpoint_that_is_to_be_gone_on_from_is_there(tmp_path: Path) -> None:
+    config = config_with(tmp_path, resume_from_checkpoint=True)
+    with pytest.raises(UserError, match=r"out holds no checkpoint; leave it out to start anew"):
+        check_paths(config)
+    (tmp_path / "out/checkpoint-5").mkdir(parents=True)
+    check_paths(config)
+
+
 def test_good_paths_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
     model = model_folder(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text("{}")

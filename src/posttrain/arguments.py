@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from posttrain.errors import UserError
@@ -42,6 +43,10 @@ def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Ar
     with _complaints_about(""):
         arguments = Arguments(**kept)
         arguments.flags = dict(flags)
+    backend = arguments.torch_compile_backend
+    if backend is not None and backend.upper() not in DynamoBackend.__members__:
+        known = ", ".join(name.lower() for name in DynamoBackend.__members__)
+        raise UserError(f"--torch_compile_backend: {backend!r} is not one of {known}")
     if arguments.fsdp and arguments.world_size == 1:
         raise UserError(
             "--fsdp shards a model over processes, and this is one; add --num_processes, or leave --fsdp out"
@@ -71,10 +76,13 @@ def _first_sentences(error: Exception) -> str:
 def _try_optimizer(arguments: TrainingArguments, name: str) -> None:
     """Look the optimizer up; those that want a model, which is not there yet, can be asked for their package only."""
     try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments)
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
     except ValueError:
         if not name.startswith(("galore", "apollo", "lomo", "adalomo")):
             raise
+        return
+    if kind.__module__.startswith("torch.optim"):
+        kind([torch.nn.Parameter(torch.zeros(1))], **settings)
 
 
 def _try_schedule(name: str, settings: dict[str, Any] | str | None) -> None:

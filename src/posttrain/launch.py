@@ -54,7 +54,7 @@ def train(
     os.environ.update(launch.env)
     take_token(config)
     check_paths(config)
-    _show_progress()
+    _show_progress(config)
     columns = None
     if config.dataset_name is not None and Path(config.dataset_name).exists():
         # Before anything heavy is imported or launched, so that a mistake in the data is told at once.
@@ -147,12 +147,14 @@ class _ToStderr(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
-def _show_progress() -> None:
+def _show_progress(config: CommonConfig) -> None:
     """What posttrain says of a run (rows read, cut, dropped; ways taken) goes to stderr, one line a message."""
     log = logging.getLogger("posttrain")
     if not log.handlers:
         log.addHandler(_ToStderr())
-        log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    is_main = os.environ.get("RANK", "0") == "0"
+    level = (config.log_level if is_main else config.log_level_replica) or "passive"
+    log.setLevel({"passive": "INFO" if is_main else "ERROR", "detail": "DEBUG"}.get(level, level.upper()))
 
 
 def _needs_launcher(launch: LaunchOptions) -> bool:

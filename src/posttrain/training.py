@@ -152,8 +152,7 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
         decided |= _what_a_cpu_lacks(config)
     if config.gradient_checkpointing is None:
         decided["gradient_checkpointing"] = on_gpu
-    if config.gradient_checkpointing_kwargs is None:
-        decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False} | (config.gradient_checkpointing_kwargs or {})
     if config.ddp_find_unused_parameters is None:
         decided["ddp_find_unused_parameters"] = False  # every parameter takes part; looking for others costs time
     if config.trackio_static_space_id is None:

@@ -36,6 +36,10 @@ def check_paths(config: CommonConfig) -> None:
         _check_exists("chat_template_path", template, "a .jinja file, or a folder or hub id of a tokenizer")
     if isinstance(config.resume_from_checkpoint, str):
         _check_exists("resume_from_checkpoint", config.resume_from_checkpoint, "a checkpoint folder")
+    if config.resume_from_checkpoint is True and config.work_dir is None:
+        folder = Path(config.output_dir).expanduser()
+        if not any(folder.glob("checkpoint-*")):
+            raise UserError(f"resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start anew")
     for name in ("output_dir", "work_dir", "cache_dir"):
         if getattr(config, name) is not None:
             _check_writable(name, Path(getattr(config, name)).expanduser())

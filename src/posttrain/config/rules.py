@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from posttrain.config.common import CommonConfig
 
 
+# Of torch.utils.checkpoint, and the last two of transformers from 5.23 on.
+CHECKPOINTING_SETTINGS = set(
+    "use_reentrant preserve_rng_state determinism_check debug early_stop every_n_layers offload".split()
+)
+
+
 def training_problems(config: CommonConfig) -> Iterator[str]:
     """What is wrong between the flags of transformers, one message a mistake."""
     evaluates = config.eval_strategy not in (None, "no")
@@ -26,6 +32,10 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
     for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
         if getattr(config, f"dataloader_{name}") and not config.dataloader_num_workers:
             yield f"dataloader_{name} needs dataloader_num_workers above 0"
+    unknown = sorted(set(config.gradient_checkpointing_kwargs or {}) - CHECKPOINTING_SETTINGS)
+    if unknown:
+        known = ", ".join(sorted(CHECKPOINTING_SETTINGS))
+        yield f"gradient_checkpointing_kwargs: {', '.join(unknown)} is not one of {known}"
     if config.logging_steps == 0 and config.logging_strategy in (None, "steps"):
         yield "logging_steps is 0; give a number of steps, or set logging_strategy to no"
     for name in ("logging_steps", "eval_steps", "save_steps"):

@@ -22,6 +22,7 @@ OPTIMIZERS = (
     " schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw"
 ).split()
 LOG_LEVELS = ["detail", "debug", "info", "warning", "error", "critical", "passive"]
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 BACKENDS = ["nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"]
 
 
@@ -73,7 +74,9 @@ class PrecisionFlags:
     )
     torch_compile: bool | None = theirs(False, "Compile the model with torch.compile.")
     torch_compile_backend: str | None = theirs(None, "Backend of torch.compile; implies torch_compile.")
-    torch_compile_mode: str | None = theirs(None, "Mode of torch.compile; implies torch_compile.")
+    torch_compile_mode: str | None = theirs(
+        None, "Mode of torch.compile; implies torch_compile.", choices=COMPILE_MODES
+    )
     use_liger_kernel: bool | None = theirs(False, "Liger's fused kernels (needs liger-kernel and a GPU).")
     liger_kernel_config: dict[str, Any] | None = theirs(None, "Which of Liger's kernels to use, e.g. rope=true.")
     use_cache: bool | None = theirs(False, "What the saved config says of the key-value cache.")
