@@ -107,6 +107,8 @@ SAMPLES = {
     "dataset_kwargs": "skip_prepare_dataset=true",
     "delta": "2",
     "datasets": '[{"path": "org/rows"}]',
+    "gradient_checkpointing_kwargs": "use_reentrant=false",
+    "activation_checkpointing_kwargs": "use_reentrant=false",
     "judge_base_url": "http://127.0.0.1:8000/v1",
     "lr_scheduler_type": "cosine",
     "optim": "sgd",
