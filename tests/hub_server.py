@@ -8,61 +8,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from hub_content import USERS, Repository, blob_hash, commit_hash
 
-ALICE = "hf_alice_can_write"
-READER = "hf_alice_can_read"
-OTHER = "hf_bob_is_somebody_else"
-MARKED = "hf_to_be_found_nowhere"
-USERS = {
-    ALICE: {"name": "alice", "role": "write", "orgs": [{"name": "lab"}]},
-    READER: {"name": "alice", "role": "read", "orgs": []},
-    OTHER: {"name": "bob", "role": "write", "orgs": []},
-    MARKED: {"name": "alice", "role": "write", "orgs": []},
-}
 Answer = tuple[int, dict[str, str], bytes]
-
-
-@dataclass
-class Repository:
-    """One repository: its branches, each a list of commits (message, files by path)."""
-
-    private: bool = False
-    gated: bool = False
-    branches: dict[str, list[tuple[str, dict[str, bytes]]]] = field(default_factory=lambda: {"main": [("", {})]})
-
-    def files(self, revision: str = "main") -> dict[str, bytes] | None:
-        """What a branch or commit holds; None for one that is not there."""
-        if revision in self.branches:
-            return self.branches[revision][-1][1]
-        commits = (files for commits in self.branches.values() for _, files in commits)
-        return next((files for files in commits if commit_hash(files) == revision), None)
-
-    def messages(self, revision: str = "main") -> list[str]:
-        """The messages of a branch's commits, the first one (of the empty repository) left out."""
-        return [message for message, _ in self.branches[revision][1:]]
-
-
-def commit_hash(files: dict[str, bytes]) -> str:
-    digest = hashlib.sha1()
-    for path, content in sorted(files.items()):
-        digest.update(f"{path} {blob_hash(content)}\n".encode())
-    return digest.hexdigest()
-
-
-def blob_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Hub:
@@ -91,27 +49,44 @@ class Hub:
                 return error(401, "Invalid credentials in Authorization header")
             for pattern, handler in ROUTES:
                 found = re.fullmatch(pattern, path)
-                if found and method in ("GET", "HEAD", "POST"):
-                    return handler(self, USERS.get(token or ""), body, **found.groupdict())
+                if found:
+                    try:
+                        return handler(self, USERS.get(token or ""), body, **found.groupdict())
+                    except Refused as refusal:
+                        return refusal.answer
             return error(404, f"no such page: {path}")
 
-    def find(self, kind: str, name: str, user: Any, content: bool, write: bool = False) -> Repository | Answer:
-        """A repository, or why this user may not have it."""
+    def find(self, kind: str, name: str, user: Any, content: bool = True, write: bool = False) -> Repository:
+        """A repository; Refused if this user may not have it."""
         repository = self.repositories.get(f"{kind}/{name}")
         owners = [user["name"], *(one["name"] for one in user["orgs"])] if user else []
         is_owner = name.split("/")[0] in owners
         if repository is None or (repository.private and not is_owner):
-            return error(404 if user else 401, "Repository not found", "RepoNotFound")
+            raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
         if repository.gated and content and not is_owner:
-            return error(403 if user else 401, f"Access to {name} is restricted", "GatedRepo")
+            raise Refused(403 if user else 401, f"Access to {name} is restricted", "GatedRepo")
         if write and not (is_owner and user["role"] == "write" and name not in self.read_only):
-            return error(403, "You have no write access to this repository")
+            raise Refused(403, "You have no write access to this repository")
         return repository
+
+    def files(self, kind: str, name: str, user: Any, revision: str | None, **rights: bool) -> dict[str, bytes]:
+        """What a repository holds at a revision; Refused if this user may not have it, or there is none."""
+        files = self.find(kind, name, user, **rights).files(revision or "main")
+        if files is None:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return files
+
+
+class Refused(Exception):
+    """An answer that is a no."""
+
+    def __init__(self, *words: Any) -> None:
+        self.answer = error(*words)
 
 
 def error(status: int, message: str, code: str | None = None) -> Answer:
     headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-    return (*reply({"error": message}, status)[:1], headers, json.dumps({"error": message}).encode())
+    return status, headers, json.dumps({"error": message}).encode()
 
 
 def reply(content: Any, status: int = 200) -> Answer:
@@ -139,8 +114,7 @@ def create(hub: Hub, user: Any, body: bytes) -> Answer:
 
 
 def check_card(hub: Hub, user: Any, body: bytes) -> Answer:
-    text = json.loads(body)["content"]
-    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    found = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
     problems = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
     metadata = yaml.safe_load(found[1]) if found else {}
     for key in ("base_model", "library_name", "pipeline_tag", "license"):
@@ -153,29 +127,24 @@ def check_card(hub: Hub, user: Any, body: bytes) -> Answer:
 
 
 def about(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str | None = None) -> Answer:
-    repository = hub.find(kind, name, user, content=False)
-    if not isinstance(repository, Repository):
-        return repository
-    files = repository.files(revision or "main")
-    if files is None:
-        return error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+    files = hub.files(kind, name, user, revision, content=False)
+    repository = hub.repositories[f"{kind}/{name}"]
     known = {"id": name, "private": repository.private, "gated": repository.gated, "sha": commit_hash(files)}
     siblings = [{"rfilename": path} for path in sorted(files)]
     return reply(known | {"siblings": siblings, "tags": [], "downloads": 0, "likes": 0, "disabled": False})
 
 
 def access(hub: Hub, user: Any, body: bytes, kind: str, name: str, write: str | None) -> Answer:
-    repository = hub.find(kind, name, user, content=True, write=write is not None)
-    return reply({}) if isinstance(repository, Repository) else repository
+    hub.find(kind, name, user, write=write is not None)
+    return reply({})
 
 
 def entries(files: dict[str, bytes], folder: str, recursive: bool) -> Iterator[dict[str, Any]]:
     folders = set()
     for path, content in sorted(files.items()):
-        rest = path[len(folder) :] if path.startswith(folder) else None
-        if rest is None:
+        if not path.startswith(folder):
             continue
-        parts = rest.split("/")
+        parts = path[len(folder) :].split("/")
         for depth in range(1, len(parts) if recursive else min(2, len(parts))):
             parent = folder + "/".join(parts[:depth])
             if parent not in folders:
@@ -186,55 +155,35 @@ def entries(files: dict[str, bytes], folder: str, recursive: bool) -> Iterator[d
 
 
 def tree(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str, folder: str, query: str) -> Answer:
-    repository = hub.find(kind, name, user, content=False)
-    if not isinstance(repository, Repository):
-        return repository
-    files = repository.files(revision)
-    if files is None:
-        return error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+    files = hub.files(kind, name, user, revision, content=False)
     found = list(entries(files, f"{folder}/" if folder else "", "recursive=true" in query.lower()))
     return reply(found) if found or not folder else error(404, f"{folder} does not exist", "EntryNotFound")
 
 
 def paths_info(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str) -> Answer:
-    repository = hub.find(kind, name, user, content=False)
-    if not isinstance(repository, Repository):
-        return repository
-    files = repository.files(revision)
-    if files is None:
-        return error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     paths = json.loads(body)["paths"]
+    files = hub.files(kind, name, user, revision, content=False)
     return reply([entry for entry in entries(files, "", recursive=True) if entry["path"] in paths])
 
 
 def resolve(hub: Hub, user: Any, body: bytes, kind: str | None, name: str, revision: str, path: str) -> Answer:
-    repository = hub.find(kind or "models", name, user, content=True)
-    if not isinstance(repository, Repository):
-        return repository
-    files = repository.files(revision)
-    if files is None:
-        return error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+    files = hub.files(kind or "models", name, user, revision)
+    at = {"X-Repo-Commit": commit_hash(files)}
     if path not in files:
         status, headers, content = error(404, "Entry not found", "EntryNotFound")
-        return status, headers | {"X-Repo-Commit": commit_hash(files)}, content
+        return status, headers | at, content
     there = f"/api/resolve-cache/{kind or 'models'}/{name}/{commit_hash(files)}/{path}"
-    headers = {"X-Repo-Commit": commit_hash(files), "ETag": f'"{blob_hash(files[path])}"', "Location": there}
-    return 307, headers, b""
+    return 307, at | {"ETag": f'"{blob_hash(files[path])}"', "Location": there}, b""
 
 
 def content(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str, path: str) -> Answer:
-    repository = hub.find(kind, name, user, content=True)
-    if not isinstance(repository, Repository):
-        return repository
-    files = repository.files(revision) or {}
+    files = hub.files(kind, name, user, revision)
     headers = {"X-Repo-Commit": commit_hash(files), "ETag": f'"{blob_hash(files[path])}"'}
     return 200, headers | {"Content-Type": "application/octet-stream"}, files[path]
 
 
 def branch(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str) -> Answer:
-    repository = hub.find(kind, name, user, content=True, write=True)
-    if not isinstance(repository, Repository):
-        return repository
+    repository = hub.find(kind, name, user, write=True)
     if revision in repository.branches:
         return error(409, f"Reference already exists: {revision}")
     repository.branches[revision] = repository.branches["main"][-1:]
@@ -242,14 +191,9 @@ def branch(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str
 
 
 def preupload(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str) -> Answer:
-    repository = hub.find(kind, name, user, content=True, write=True)
-    if not isinstance(repository, Repository):
-        return repository
+    known = hub.files(kind, name, user, revision, write=True)
     if name in hub.broken:
         return error(418, "no uploads today")
-    known = repository.files(revision)
-    if known is None:
-        return error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     paths = [file["path"] for file in json.loads(body)["files"]]
     oids = {path: blob_hash(known[path]) for path in paths if path in known}
     told = [{"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": oids.get(path)} for path in paths]
@@ -257,10 +201,7 @@ def preupload(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: 
 
 
 def commit(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str) -> Answer:
-    repository = hub.find(kind, name, user, content=True, write=True)
-    if not isinstance(repository, Repository):
-        return repository
-    files, message = dict(repository.branches[revision][-1][1]), ""
+    files, message = dict(hub.files(kind, name, user, revision, write=True)), ""
     for line in body.splitlines():
         item = json.loads(line)
         value = item["value"]
@@ -270,7 +211,7 @@ def commit(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str
             files[value["path"]] = base64.b64decode(value["content"])
         elif item["key"] == "deletedFile":
             del files[value["path"]]
-    repository.branches[revision].append((message, files))
+    hub.repositories[f"{kind}/{name}"].branches[revision].append((message, files))
     where = f"{hub.url}/{name}/commit/{commit_hash(files)}"
     return reply({"commitUrl": where, "commitOid": commit_hash(files), "hookOutput": "", "success": True})
 

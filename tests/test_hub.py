@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import ALICE, MARKED, OTHER, READER, Hub, Repository
+from hub_content import ALICE, MARKED, OTHER, READER, Repository
+from hub_server import Hub
 from hub_session import Command
 from manual import words_of
 from safetensors.torch import load_file

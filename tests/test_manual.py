@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import ALICE, Hub
+from hub_content import ALICE
+from hub_server import Hub
 from hub_session import Command
 from manual import COMMANDS, words_of, write_manual
 from safetensors.torch import load_file
