@@ -5,7 +5,6 @@ import itertools
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.rollout.room import check_not_sharded
 from posttrain.rollout.schedule import PromptOrder, Schedule, make_schedule
 
 
@@ -70,15 +69,3 @@ def test_prompts_come_in_a_new_order_each_time_round() -> None:
     assert [again.row(cursor) for cursor in (29, 3, 12)] == [rounds[5][4], rounds[0][3], rounds[2][2]]
     assert [PromptOrder(5, seed=2).row(place) for place in range(5)] != rounds[0]
     assert list(itertools.islice(map(PromptOrder(3, None).row, itertools.count()), 7)) == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_sampling_from_weights_in_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace as Arguments
-
-    check_not_sharded(Arguments(fsdp=None, deepspeed_plugin=None))
-    check_not_sharded(Arguments(fsdp=None, deepspeed_plugin=Arguments(zero_stage=2)))
-    with pytest.raises(UserError, match="ZeRO-3 spreads over processes"):
-        check_not_sharded(Arguments(fsdp=None, deepspeed_plugin=Arguments(zero_stage=3)))
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP spreads over processes"):
-        check_not_sharded(Arguments(fsdp=None, deepspeed_plugin=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def share_of_one(completion_ids, **columns):
 """
 
 
-def run_policy(method: str, model: Path, data: Path, out: Path, *words: str) -> dict[str, Any]:
+def run_policy(
+    method: str, model: Path, data: Path, out: Path, *words: str, starter: Callable[[list[str]], Any] | None = None
+) -> dict[str, Any]:
     """As `run`, with short completions and a reward that needs no other process."""
     reward = out.parent / "reward.py"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +99,14 @@ def run_policy(method: str, model: Path, data: Path, out: Path, *words: str) -> 
     }
     given = {word.removeprefix("--") for word in words if word.startswith("--")}
     flags = [part for name, value in defaults.items() if name not in given for part in (f"--{name}", str(value))]
-    return run(method, model, data, out, *flags, *words)
+    return run(method, model, data, out, *flags, *words, starter=starter)
 
 
-def run(method: str, model: Path, data: Path, out: Path, *words: str) -> dict[str, Any]:
-    """Runs the command line with small settings; returns trainer_state.json. Later words win over the defaults here."""
+def run(
+    method: str, model: Path, data: Path, out: Path, *words: str, starter: Callable[[list[str]], Any] | None = None
+) -> dict[str, Any]:
+    """Runs the command line with small settings; returns trainer_state.json. Later words win over the defaults here.
+    With a starter, hands the command line to it and returns nothing."""
     defaults = {
         "model_name_or_path": model,
         "dataset_name": data,
@@ -115,6 +121,9 @@ def run(method: str, model: Path, data: Path, out: Path, *words: str) -> dict[st
     }
     given = {word.removeprefix("--") for word in words if word.startswith("--")}
     flags = [part for name, value in defaults.items() if name not in given for part in (f"--{name}", str(value))]
+    if starter is not None:
+        starter([method, *flags, *words])
+        return {}
     assert main([method, *flags, *words]) == 0
     return dict(json.loads((out / "trainer_state.json").read_text()))
 

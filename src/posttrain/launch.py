@@ -4,13 +4,16 @@ A run in one process happens right here. Any other is handed to `accelerate laun
 each process; POSTTRAIN_LAUNCHED tells those that they are it.
 """
 
+import contextlib
+import importlib.util
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,11 +73,9 @@ def train(
         idle = remark(config)
         if idle is not None:
             logging.getLogger(__name__).info(idle)
-    if not launched and _needs_launcher(launch):
+    if not launched and _needs_launcher(launch) and _settle_processes(launch, config):
         return supervise(launcher_command(launch, without_token(command)), os.environ | launcher_environment(launch))
-    if launched:
-        _settle_on_cpu(config)
-    with advice_when_out_of_memory(config):
+    with advice_when_out_of_memory(config), _among_others(config) if launched else contextlib.nullcontext():
         run(config)
     return 0
 
@@ -194,9 +195,56 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _settle_on_cpu(config: CommonConfig) -> None:
-    """In one of several processes without an accelerator, transformers finds the others only with use_cpu."""
+def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
+    """Sets the number of processes where only the name of a configuration is given: one for each GPU of this machine,
+    or one. Looks whether the machine has what is asked for.
+
+    Returns:
+        Whether a launcher is still needed: one process without sharding is this one.
+    """
+    settings = load_yaml(_accelerate_file(launch))
+    deepspeed = settings.get("distributed_type") == "DEEPSPEED" or config.deepspeed is not None
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "this configuration trains with DeepSpeed, which is not installed: pip install 'posttrain[deepspeed]'; or "
+            "take --accelerate_config fsdp2, which needs nothing more",
+            page="troubleshooting.md#launching",
+        )
+    if _num_machines(launch, settings) > 1:
+        return True
+    import torch
+
+    on_cpu = config.use_cpu or settings.get("use_cpu")
+    gpus = 0 if on_cpu else torch.accelerator.device_count()
+    if launch.num_processes is None and _is_shipped(launch):
+        launch.num_processes = max(1, gpus)
+        on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU; --num_processes N takes more"
+        logging.getLogger(__name__).info("%s: 1 process on %s", launch.accelerate_config, on)
+    wanted = launch.num_processes or int(str(settings.get("num_processes") or 1))
+    if gpus and wanted > gpus:
+        raise UserError(
+            f"{wanted} processes are asked for and this machine has {gpus} GPU{'s' * (gpus > 1)}, one a process: "
+            f"--num_processes {gpus}",
+            page="troubleshooting.md#launching",
+        )
+    return wanted > 1 or settings.get("distributed_type") != "MULTI_GPU"
+
+
+def _is_shipped(launch: LaunchOptions) -> bool:
+    return launch.accelerate_config is not None and not Path(launch.accelerate_config).is_file()
+
+
+@contextlib.contextmanager
+def _among_others(config: CommonConfig) -> Iterator[None]:
+    """For the time in one of several processes. Without an accelerator, transformers finds the others only with
+    use_cpu."""
     import torch
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         config.use_cpu = True
+    # What torch will do otherwise one day says each process for itself, and no user can change it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # nobody writes into it
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # a process that leaves without it may crash on its way out

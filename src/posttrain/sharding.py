@@ -139,6 +139,14 @@ def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     return state
 
 
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of an unwrapped model without its weights. What saves a whole state goes by its modules: asking those of
+    a wrapped model for theirs, in one process, would wait for the others."""
+    empty: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    empty |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, empty)
+
+
 def _gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -29,7 +28,8 @@ from posttrain.errors import UserError
 from posttrain.losses import Loss
 from posttrain.methods import Method
 from posttrain.publish import HubTrainer
-from posttrain.sharding import is_sharded, whole_state_dict
+from posttrain.sharded_trainer import ShardedTrainer
+from posttrain.sharding import is_sharded
 from posttrain.shares import eval_loader, train_loader
 from posttrain.trainer_flags import PackedTrainer
 
@@ -66,7 +66,7 @@ class _Counts:
                 self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
 
 
-class PostTrainer(HubTrainer, PackedTrainer):
+class PostTrainer(HubTrainer, PackedTrainer, ShardedTrainer):
     """transformers.Trainer for packed batches.
 
     Args:
@@ -217,17 +217,6 @@ class PostTrainer(HubTrainer, PackedTrainer):
 
     # -- checkpoints
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves one whole model folder, however the weights are spread; called by all processes."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        # What transformers does is bound to the kind of checkpoint, and FSDP's first version frees on a CPU what it
-        # has handed out.
-        self._save(output_dir or self.args.output_dir, whole_state_dict(self.model, keep=self.args.should_save))
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         state = self.method.state_dict()
@@ -239,9 +228,6 @@ class PostTrainer(HubTrainer, PackedTrainer):
             self.train_dataset.save_place(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            # accelerate reads into what the optimizer holds, and before its first step that is nothing.
-            get_optimizer_state_dict(self.model_wrapped, self.optimizer.optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return

@@ -1,0 +1,83 @@
+"""Models whose weights FSDP spreads over processes: one whole model in each folder, and checkpoints that are really
+taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from posttrain.errors import UserError
+from posttrain.sharding import skeleton, whole_state_dict
+
+# A process's part of the weights and of the optimizer's state under FSDP's first version.
+PART_FILE = "fsdp_part_{rank}_of_{world_size}.pt"
+SCHEDULER_FILE = "scheduler.pt"
+
+
+class ShardedTrainer(Trainer):
+    """What transformers and accelerate do for FSDP, where that does not hold.
+
+    accelerate's checkpoints of FSDP's first version forget the optimizer (it reads into what the optimizer holds, which
+    before its first step is nothing), fail where a parameter lies in one process alone, and on CPUs hand out memory
+    that has been freed. Here each process keeps its own part, as it is.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            self._skeleton = skeleton(self.model)
+
+    @property
+    def _keeps_parts(self) -> bool:
+        return bool(self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves one whole model folder, however the weights are spread; called by all processes."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_state_dict(self.model, keep=self.args.should_save)
+        wrapped, self.model = self.model, self._skeleton
+        self._save(output_dir or self.args.output_dir, state)
+        self.model = wrapped
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _part_file(self, folder: str) -> Path:
+        return Path(folder) / PART_FILE.format(rank=self.args.process_index, world_size=self.args.world_size)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._keeps_parts:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        weights = {name: parameter.detach().cpu() for name, parameter in self.model_wrapped.named_parameters()}
+        torch.save({"weights": weights, "optimizer": self.optimizer.state_dict()}, self._part_file(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._keeps_parts:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif not self._part_file(resume_from_checkpoint).is_file():
+            raise UserError(
+                f"--resume_from_checkpoint {resume_from_checkpoint} has no "
+                f"{self._part_file(resume_from_checkpoint).name}: it was written by another number of processes, or "
+                "otherwise than with fsdp1; take the same as then, or start anew",
+                page="distributed.md",
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._keeps_parts:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        part = torch.load(self._part_file(checkpoint), weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.model_wrapped.named_parameters():
+                parameter.copy_(part["weights"][name])
+        self.optimizer.load_state_dict(part["optimizer"])
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))

@@ -1,0 +1,148 @@
+"""Two processes that share the weights in each of the ways there are: the same losses as one process, one whole model
+folder, and checkpoints to go on from. On CPUs; DeepSpeed where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
+
+from posttrain.config import LaunchOptions
+from posttrain.launch import launcher_command, launcher_environment
+
+HERE = Path(__file__).resolve().parent
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs pip install 'posttrain[deepspeed]'"
+)
+WAYS = [
+    "fsdp1",
+    "fsdp2",
+    pytest.param("zero1", marks=needs_deepspeed),
+    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero3", marks=needs_deepspeed),
+]
+# What each method is run with; together they come by adapters, a reference of every kind, evaluation, accumulation.
+METHODS = {
+    "sft": ["--packing", "--max_length", "64"],
+    "reward": ["--use_peft", "--lora_dropout", "0"],
+    "dpo": ["--precompute_ref_log_probs", "--loss_type", "sigmoid", "sft"],
+    "grpo": ["--beta", "0.1", "--sync_ref_model", "--ref_model_sync_steps", "2", "--steps_per_generation", "4"],
+    "rloo": ["--use_peft", "--lora_dropout", "0"],
+}
+EVALUATION = ["--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "4"]
+CHECKPOINTS = ["--save_strategy", "steps", "--save_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rows")
+    pairs, prompts = write_preference(folder / "pairs.jsonl", 36), write_prompts(folder / "prompts.jsonl", 36)
+    sft = write_sft(folder / "sft.jsonl", 36)
+    return {"sft": sft, "reward": pairs, "dpo": pairs, "grpo": prompts, "rloo": prompts}
+
+
+def words(method: str, processes: int) -> list[str]:
+    """A step of 8 rows, or 16 completions: at once, or in two processes that take two micro-batches each."""
+    batch = 16 if method in ("grpo", "rloo") else 8
+    per_device, pieces = (batch, 1) if processes == 1 else (batch // 4, 2)
+    extra = METHODS[method]
+    if method == "grpo" and processes == 1:  # as many optimizer steps a generation: two
+        extra = [*extra[:-1], "2"]
+    sizes = ["--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(pieces)]
+    return [*sizes, "--per_device_eval_batch_size", str(8 // processes), "--max_steps", "4", *extra, *EVALUATION]
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """method → trainer state and output folder of the run in one process, made when it is first asked for."""
+    folder, done = tmp_path_factory.mktemp("alone"), dict[str, Any]()
+
+    def of(method: str) -> tuple[dict[str, Any], Path]:
+        if method not in done:
+            start = run_policy if method in ("grpo", "rloo") else run
+            done[method] = start(method, base, rows[method], folder / method, *words(method, 1))
+        return done[method], folder / method
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def together(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """name of a configuration → folder with a run of each method, and one resumed from its checkpoint."""
+    done = dict[str, Path]()
+
+    def of(way: str) -> Path:
+        if way not in done:
+            done[way] = folder = tmp_path_factory.mktemp(way)
+            commands: list[list[str]] = []
+            for method in METHODS:
+                start = run_policy if method in ("grpo", "rloo") else run
+                record = partial(start, method, base, rows[method], starter=commands.append)
+                more = words(method, 2) + CHECKPOINTS
+                record(folder / method, *more)
+                point = folder / method / "checkpoint-2"
+                record(folder / f"{method}-resumed", *more, "--resume_from_checkpoint", str(point))
+            # DeepSpeed holds on to the processes' group of its first run.
+            for part in [[command] for command in commands] if way.startswith("zero") else [commands]:
+                launch(way, part, folder)
+        return done[way]
+
+    return of
+
+
+def launch(way: str, commands: list[list[str]], folder: Path) -> None:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    (folder / "commands.json").write_text(json.dumps(list(zip(ports, commands, strict=True))), encoding="utf-8")
+    options = LaunchOptions(num_processes=2, accelerate_config=way)
+    command = launcher_command(options, [str(HERE / "several_commands.py"), str(folder / "commands.json")])
+    done = subprocess.run(command, env=os.environ | launcher_environment(options), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_losses_and_weights_as_one_process(way: str, method: str, alone: Any, together: Any) -> None:
+    expected, one = alone(method)
+    two = together(way) / method
+    for names in (["loss", "grad_norm"], ["eval_loss"], ["reward"] if method in ("grpo", "rloo") else []):
+        if names:
+            wanted, actual = torch.tensor(curve(expected, *names)), torch.tensor(curve(state_of(two), *names))
+            assert len(wanted) >= 2
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+    file = "adapter_model.safetensors" if "--use_peft" in METHODS[method] else "model.safetensors"
+    weights, others = load_file(one / file), load_file(two / file)
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=2e-3, msg=name)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_resumed_run_ends_as_the_undisturbed_one(way: str, method: str, together: Any) -> None:
+    whole, resumed = together(way) / method, together(way) / f"{method}-resumed"
+    file = "adapter_model.safetensors" if "--use_peft" in METHODS[method] else "model.safetensors"
+    assert (resumed / file).read_bytes() == (whole / file).read_bytes()
+    assert curve(state_of(resumed), "loss") == curve(state_of(whole), "loss")
