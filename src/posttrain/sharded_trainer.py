@@ -26,6 +26,8 @@ class ShardedTrainer(Trainer):
     that has been freed. Here each process keeps its own part, as it is.
     """
 
+    model: Any
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ from posttrain.models import (
     match_tokenizer,
     move_into_place,
 )
-from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.publish import create_repository
+from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,9 +60,9 @@ def run(method: Method) -> dict[str, float]:
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)
-
     if arguments.push_to_hub and arguments.process_index == 0:
         create_repository(arguments)
+
     transformers.set_seed(arguments.seed)
     try:
         with read_whole(arguments):
