@@ -170,6 +170,15 @@ def test_what_transformers_would_complain_about_is_told_first(
     assert expected in str(caught.value)
 
 
+def test_a_loader_can_pin_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    row = batch()
+    again = torch.utils.data._utils.pin_memory.pin_memory(row)
+    assert {id(one) for one in pinned} == {id(one) for one in vars(row).values() if isinstance(one, torch.Tensor)}
+    assert again.input_ids is not row.input_ids and again.segments is row.segments
+
+
 def test_a_backend_has_nobody_to_talk_to_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     values = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}

@@ -35,7 +35,7 @@ _FOR_ALL = {
     "use_liger_kernel": _NO_WHOLE_LOGITS,
     "liger_kernel_config": _NO_WHOLE_LOGITS,
     "skip_memory_metrics": "peak_memory_mib is logged at no cost",
-    "average_tokens_across_devices": "it is always so: all processes share one divisor",
+    "average_tokens_across_devices": "all processes share one divisor, always; false is refused",
     "do_train": "the command trains",
     "local_rank": "the launcher says it in the environment",
 }

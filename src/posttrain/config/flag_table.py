@@ -31,7 +31,7 @@ DIFFERS = {
     "bf16": "unset: on where the GPU has it; without hardware for it a warning, and float32",
     "fp16": "without hardware for it a warning, and float32",
     "tf32": "without hardware for it a warning, and float32",
-    "gradient_checkpointing": "on a CPU memory is there, and time is short",
+    "gradient_checkpointing": "off on a CPU, where time is short and memory is not",
     "activation_checkpointing": "taken with older transformers, too",
     "activation_checkpointing_kwargs": "taken with older transformers, too",
     "neftune_noise_alpha": "scaled by the length of each sequence, not of the padded row",
@@ -47,7 +47,7 @@ DIFFERS = {
     "lora_dropout": "unset: 0 where there are lora_target_parameters, for which peft has none",
     "activation_offloading": FOR_ALL.format("sft, dpo and reward"),
     "lora_task_type": "SEQ_CLS is for reward, where it is the default",
-    "reward.lora_task_type": "else the score head would be lost",
+    "reward.lora_task_type": "the score head is kept",
     "load_in_4bit": "computes in bfloat16 where the GPU has it and dtype is unset; without a GPU refused",
     "load_in_8bit": "without a GPU refused",
     "eos_token": FOR_ALL.format("sft and reward"),
@@ -59,7 +59,9 @@ DIFFERS = {
     "reward_funcs": "path/to/file.py:function, judge:MODEL and TASK:MODEL, too",
     "num_completions_to_print": "unset: 4, not all",
     "dataset_kwargs": "skip_prepare_dataset alone, which rows with input_ids do not need",
-    "average_tokens_across_devices": "false is refused",
+    "packing_strategy": "wrapped: documents do not see each other",
+    "assistant_only_loss": "with any chat template",
+    "log_completions": "parquet files beside the checkpoints, and text on the terminal",
 }
 LAUNCHING = "as accelerate"
 HEAD = """# Flags
@@ -146,7 +148,7 @@ def _status_of(name: str, cls: type[CommonConfig]) -> str:
         return f"refused: {refused(cls)[name]}"
     difference = DIFFERS.get(known, DIFFERS.get(name))
     if name in without_effect(cls):
-        return f"no effect: {without_effect(cls)[name]}" + (f"; {difference}" if difference else "")
+        return f"no effect: {without_effect(cls)[name]}"
     theirs = THEIR_DEFAULTS.get(known, THEIR_DEFAULTS.get(name))
     if theirs is not None:
         return f"differs: TRL's default is {theirs}; here {difference}"
