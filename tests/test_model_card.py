@@ -87,7 +87,8 @@ def score(folder: Path) -> float:
 def config(method: str, **flags: Any) -> Any:
     rewards = {"reward_funcs": ["accuracy_reward"]} if method in ("grpo", "rloo") else {}
     common = {"model_name_or_path": "Qwen/Qwen2-0.5B", "dataset_name": "trl-lib/Capybara"}
-    return from_mapping(method, common | rewards | flags, "test")
+    given = common | rewards | flags
+    return from_mapping(method, {name: value for name, value in given.items() if value is not None}, "test")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -110,6 +111,19 @@ def test_a_chain_of_local_models_ends_at_the_hub_s(tmp_path: Path) -> None:
     write_card(tmp_path, config("dpo", model_name_or_path=str(tmp_path / "sft")), [], 1, {})
     metadata, text = card_of(tmp_path)
     assert metadata["base_model"] == "Qwen/Qwen2-0.5B" and "`sft` (local)" in text
+
+
+def test_a_mixture_of_files_and_the_hub_s(tmp_path: Path) -> None:
+    mixture = [
+        {"path": "trl-lib/Capybara"},
+        {"path": "json", "data_files": ["a.jsonl", "/data/b.jsonl"]},
+        {"path": "parquet", "data_files": {"train": "c.parquet"}},
+        {"path": "./d"},
+    ]
+    write_card(tmp_path, config("sft", dataset_name=None, datasets=mixture), [], 1, {})
+    metadata, text = card_of(tmp_path)
+    assert metadata["datasets"] == ["trl-lib/Capybara"]
+    assert "and `a.jsonl` (local) and `b.jsonl` (local) and `c.parquet` (local) and `d` (local) in 1 step." in text
 
 
 @pytest.mark.parametrize("content", ["no metadata", "---\nbase_model: [a, b]\n---\n", "---\n: [\n---\n"])

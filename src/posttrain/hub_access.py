@@ -70,11 +70,13 @@ def check(config: CommonConfig) -> None:
                 PAGE,
             )
         return
-    if config.push_to_hub:
+    if config.push_to_hub and os.environ.get("RANK", "0") == "0":
         _find_owner(config)
     for name in names:
         if not _can_read(name):
             _stay_offline()
+            for one in names:
+                _find_download(one)
             return
 
 
@@ -121,6 +123,17 @@ def _can_read(name: _Name) -> bool:
     return True
 
 
+def _find_download(name: _Name) -> None:
+    """Where data sets of the hub are kept, their library alone knows."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    files = ("config.json", "adapter_config.json", "tokenizer_config.json")
+    found = (try_to_load_from_cache(name.name, file, revision=name.revision) for file in files)
+    if name.kind == "models" and not any(isinstance(path, str) for path in found):
+        raise explain(LocalEntryNotFoundError(name.name), f"--{name.flag} {name.name}") or AssertionError
+
+
 def _stay_offline() -> None:
     """From now on, here and in the processes that this one starts."""
     from huggingface_hub import constants
@@ -159,3 +172,9 @@ def _find_owner(config: CommonConfig) -> None:
             PAGE,
         )
     config.hub_model_id = name if owner else f"{owners[0]}/{rest}"
+    if config.use_peft and not is_on_hub(str(config.model_name_or_path)):
+        logger.warning(
+            "--push_to_hub: the adapter will name %s as its base, a folder of this machine; who loads it elsewhere has "
+            "to name another one.",
+            config.model_name_or_path,
+        )

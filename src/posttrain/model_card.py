@@ -20,6 +20,7 @@ from posttrain.config.common import RunFlags
 from posttrain.config.fields import flags_of
 from posttrain.config.training import OptimisationFlags, PrecisionFlags, TrainingFlags
 from posttrain.hub import is_on_hub
+from posttrain.hub_access import BUILDERS
 
 METHODS = {
     "sft": "supervised fine-tuning (SFT)",
@@ -80,7 +81,7 @@ def write_card(
 
 def _metadata(config: CommonConfig) -> str:
     """The block that the hub reads; keys that are not known are left out."""
-    base, datasets = base_on_hub(str(config.model_name_or_path)), [name for name in _data(config) if is_on_hub(name)]
+    base, datasets = base_on_hub(str(config.model_name_or_path)), [name for name, is_there in _data(config) if is_there]
     content: dict[str, Any] = {}
     if base:
         content["base_model"] = base
@@ -109,8 +110,18 @@ def base_on_hub(name: str) -> str | None:
     return base if isinstance(base, str) else None
 
 
-def _data(config: CommonConfig) -> list[str]:
-    return [config.dataset_name] if config.dataset_name else [source.path for source in config.datasets]
+def _data(config: CommonConfig) -> list[tuple[str, bool]]:
+    """The data sets, and whether they are the hub's."""
+    if config.dataset_name:
+        return [(config.dataset_name, is_on_hub(config.dataset_name))]
+    found = []
+    for source in config.datasets:
+        if source.path in BUILDERS:
+            files = source.data_files.values() if isinstance(source.data_files, dict) else [source.data_files or []]
+            found += [(str(name), False) for names in files for name in ([names] if isinstance(names, str) else names)]
+        else:
+            found.append((source.path, is_on_hub(source.path)))
+    return list(dict.fromkeys(found))
 
 
 def _title(config: CommonConfig, repository: str | None) -> str:
@@ -119,9 +130,9 @@ def _title(config: CommonConfig, repository: str | None) -> str:
     return f"{PurePath(str(config.model_name_or_path)).name}, trained with {config.method.upper()}"
 
 
-def _link(name: str, prefix: str = "") -> str:
+def _link(name: str, is_there: bool, prefix: str = "") -> str:
     """A name of the hub with its page; of a path no more than what tells nothing of the machine."""
-    if is_on_hub(name):
+    if is_there:
         return f"[{name}](https://huggingface.co/{prefix}{name})"
     return f"`{shown_path(name)}` (local)"
 
@@ -135,11 +146,12 @@ def shown_path(text: str) -> str:
 def _summary(config: CommonConfig, num_steps: int, counts: Mapping[str, int]) -> str:
     what = f"A LoRA adapter (rank {config.lora_r}) for" if config.use_peft else "A version of"
     read = [f"{counts[name]:,} {name}" for name in ("rows", "tokens") if name in counts]
+    base = str(config.model_name_or_path)
     lines = [
-        f"{what} {_link(str(config.model_name_or_path))}, trained by {METHODS[config.method]} with posttrain on "
-        f"{' and '.join(_link(name, 'datasets/') for name in _data(config))}"
+        f"{what} {_link(base, is_on_hub(base))}, trained by {METHODS[config.method]} with posttrain on "
+        f"{' and '.join(_link(name, is_there, 'datasets/') for name, is_there in _data(config))}"
         + (f" ({', '.join(read)})" if read else "")
-        + f" in {num_steps:,} steps."
+        + f" in {num_steps:,} step{'' if num_steps == 1 else 's'}."
     ]
     if config.method == "reward":
         lines.append("It gives a text one score; the higher, the better the answer.")
