@@ -67,7 +67,7 @@ def train(
     if also_check is not None:
         also_check(config, columns)
     launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
-    if not launched:
+    if LAUNCHED not in os.environ:  # what another launcher has started is checked, too
         check_trackers(config)
         check_hub(config)
         idle = remark(config)
