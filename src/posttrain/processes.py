@@ -17,7 +17,8 @@ def main() -> int:
     Returns:
         0, the exit code of the process that failed, or 128 + N where signal N ended it.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:

@@ -1,0 +1,103 @@
+"""How many processes start, what is said before they do, and how they end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain.config import LaunchOptions, parse_command_line
+from posttrain.errors import UserError
+from posttrain.launch import _settle_processes, launcher_command, launcher_environment
+
+COMMAND = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
+
+
+def settled(*words: str) -> tuple[bool, int | None]:
+    """Whether a launcher is needed, and for how many processes."""
+    config, launch = parse_command_line("sft", [*COMMAND, *words])
+    needed = _settle_processes(launch, config)
+    return needed, launch.num_processes
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "expected"),
+    [
+        (4, "--accelerate_config fsdp2", (True, 4)),
+        (4, "--accelerate_config multi_gpu", (True, 4)),
+        (4, "--accelerate_config fsdp2 --num_processes 2", (True, 2)),
+        (1, "--accelerate_config multi_gpu", (False, 1)),  # nothing to share: it happens in this process
+        (1, "--accelerate_config fsdp2", (True, 1)),
+        (0, "--accelerate_config multi_gpu", (False, 1)),
+        (0, "--accelerate_config fsdp1", (True, 1)),
+        (0, "--num_processes 3", (True, 3)),
+        (4, "--num_processes 8 --use_cpu", (True, 8)),
+        (4, "--accelerate_config multi_node --machine_rank 0 --main_process_ip 10.0.0.1", (True, None)),
+    ],
+)
+def test_as_many_processes_as_gpus(
+    gpus: int, words: str, expected: tuple[bool, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: gpus)
+    assert settled(*words.split()) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"8 processes are asked for and this machine has 2 GPUs.*--num_processes 2"):
+        settled("--num_processes", "8")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
+    with pytest.raises(UserError, match="3 processes are asked for"):
+        settled("--config_file", str(mine))
+
+
+def test_deepspeed_is_looked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'posttrain\[deepspeed\]'"):
+        settled("--accelerate_config", "zero3")
+
+
+SCRIPT = """
+import os, sys
+from posttrain.errors import UserError, report_mistakes
+
+def fail():
+    if sys.argv[1] == "all" or os.environ["LOCAL_RANK"] == sys.argv[1]:
+        raise UserError("a mistake of the user")
+    import time
+    time.sleep(60)
+
+sys.exit(report_mistakes(fail))
+"""
+
+
+@pytest.mark.parametrize("failing", ["all", "1"])
+def test_a_mistake_in_several_processes_is_told_once(failing: str, tmp_path: Path) -> None:
+    """In all of them, or in one alone, which ends the others."""
+    script = tmp_path / "child.py"
+    script.write_text(SCRIPT)
+    launch = LaunchOptions(num_processes=2, accelerate_config="cpu")
+    done = subprocess.run(
+        launcher_command(launch, [str(script), failing]),
+        env=os.environ | launcher_environment(launch),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "posttrain: error: a mistake of the user\n"
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
+def test_the_launcher_ends_as_its_processes_do(end: str, code: int, tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(f"import os, sys\nif os.environ['RANK'] == '1':\n    {end}\nimport time\ntime.sleep(60)\n")
+    launch = LaunchOptions(num_processes=2, accelerate_config="cpu")
+    command = launcher_command(launch, [str(script)])
+    done = subprocess.run(
+        command, env=os.environ | launcher_environment(launch), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert command[0] == sys.executable
