@@ -62,6 +62,11 @@ DIFFERS = {
     "packing_strategy": "wrapped: documents do not see each other",
     "assistant_only_loss": "with any chat template",
     "log_completions": "parquet files beside the checkpoints, and text on the terminal",
+    "project": "of W&B and MLflow, too",
+    "trackio_static_space_id": "unset: none is made",
+    "push_to_hub": "the files of the model and its card; no tracker files and no training_args.bin",
+    "hub_token": "reading finds it, too; it is kept in the environment and written nowhere",
+    "hub_revision": "made if it is not there",
 }
 LAUNCHING = "as accelerate"
 HEAD = """# Flags
