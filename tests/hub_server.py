@@ -31,6 +31,7 @@ class Hub:
         self.requests: list[str] = []
         self.broken: set[str] = set()  # repositories to which uploads fail
         self.read_only: set[str] = set()  # repositories to which nobody may write
+        self.is_mirror = False  # nobody can be asked who may read what
         self.is_gone = False  # connections are closed without an answer
         self.lock = threading.RLock()
         self.url = ""
@@ -135,6 +136,8 @@ def about(hub: Hub, user: Any, body: bytes, kind: str, name: str, revision: str 
 
 
 def access(hub: Hub, user: Any, body: bytes, kind: str, name: str, write: str | None) -> Answer:
+    if hub.is_mirror:
+        return error(404, "no such page")
     hub.find(kind, name, user, write=write is not None)
     return reply({})
 

@@ -35,7 +35,7 @@ def others(hub: Hub) -> Iterator[Hub]:
     hub.repositories["models/corp/private"] = Repository(private=True)
     hub.repositories["datasets/corp/gated"] = Repository(gated=True)
     yield hub
-    hub.is_gone = False
+    hub.is_gone = hub.is_mirror = False
     hub.broken.clear()
     hub.repositories.clear()
     hub.repositories.update(before)
@@ -69,6 +69,18 @@ def test_what_cannot_be_had(
     assert "More: docs/troubleshooting.md#hub" in done.output
     assert not {path for path in others.requests[asked:] if "/resolve" in path}, "something was loaded"
     assert done.seconds < 5
+
+
+@pytest.mark.parametrize(("flags", "token", "problem", "way_out"), [*REFUSALS[:5], *REFUSALS[6:8]])
+def test_what_a_mirror_tells_only_when_it_is_loaded(
+    flags: str, token: str | None, problem: str, way_out: str, others: Hub, command: Command
+) -> None:
+    """The libraries' errors mean the same as the hub's answers."""
+    others.is_mirror = True
+    done = command(*RUN, *flags.split(), token=token)
+    assert done.code == 2 and done.output.count("posttrain: error:") == 1, done.output
+    assert problem in done.output and way_out in done.output
+    assert "More: docs/troubleshooting.md#hub" in done.output
 
 
 def test_without_a_network(others: Hub, command: Command) -> None:
