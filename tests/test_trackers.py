@@ -20,7 +20,7 @@ from tiny import run, run_policy, write_base, write_preference, write_prompts, w
 from posttrain import trackers
 from posttrain.config import from_mapping
 from posttrain.errors import UserError
-from posttrain.trackers import QUIET, be_quiet, check_trackers
+from posttrain.trackers import QUIET, be_quiet, check_trackers, tracker_errors
 
 EVALUATION = ["--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "0.25"]
 # What trackers get in a place of its own or not at all: once a run, or about the run itself.
@@ -183,6 +183,16 @@ def test_wandb_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_trackers(config(report_to="wandb", output_dir=str(tmp_path / "out")))
     assert os.environ["WANDB_DIR"] == str(tmp_path / "out")
+
+
+def test_a_tracker_that_fails_later() -> None:
+    failure = type("CommError", (Exception,), {"__module__": "wandb.errors.errors"})
+    with pytest.raises(UserError, match="--report_to wandb has failed: timed out; check its server") as raised:
+        with tracker_errors():
+            raise failure("timed out\nand a long explanation")
+    assert raised.value.page == "troubleshooting.md#trackers"
+    with pytest.raises(ZeroDivisionError), tracker_errors():
+        raise ZeroDivisionError
 
 
 def test_nothing_is_reported_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

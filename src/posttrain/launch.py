@@ -23,7 +23,7 @@ from posttrain.errors import UserError
 from posttrain.hub_access import check as check_hub
 from posttrain.hub_access import take_token, without_token
 from posttrain.out_of_memory import advice_when_out_of_memory
-from posttrain.trackers import be_quiet, check_trackers
+from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 LAUNCHED = "POSTTRAIN_LAUNCHED"
@@ -75,7 +75,8 @@ def train(
             logging.getLogger(__name__).info(idle)
     if not launched and _needs_launcher(launch) and _settle_processes(launch, config):
         return supervise(launcher_command(launch, without_token(command)), os.environ | launcher_environment(launch))
-    with advice_when_out_of_memory(config), _among_others(config) if launched else contextlib.nullcontext():
+    settled = _among_others(config) if launched else contextlib.nullcontext()
+    with advice_when_out_of_memory(config), settled, tracker_errors():
         run(config)
     return 0
 

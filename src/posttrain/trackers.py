@@ -1,5 +1,6 @@
 """Trackers (`--report_to`): whether they are there, where their files go, and that nothing is reported unasked."""
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from posttrain.config import CommonConfig
 from posttrain.config.fields import suggestion
 from posttrain.errors import UserError
+from posttrain.hub import hide_token
 
 PAGE = "troubleshooting.md#trackers"
 # Their names in `--report_to`, and the packages that they need.
@@ -73,6 +75,24 @@ def check_trackers(config: CommonConfig) -> None:
     if "mlflow" in names:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         _set_project("MLFLOW_EXPERIMENT_NAME", config)
+
+
+@contextlib.contextmanager
+def tracker_errors() -> Iterator[None]:
+    """A tracker's own error, such as a server that does not answer, becomes a message that names it."""
+    try:
+        yield
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        name = next((name for name, needed in PACKAGES.items() if needed == package), None)
+        if name is None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--report_to {name} has failed: {hide_token(reason)}; check its server and your account there, or name "
+            "another tracker",
+            PAGE,
+        ) from error
 
 
 def _names(config: CommonConfig) -> Iterator[str]:
