@@ -187,9 +187,9 @@ def test_wandb_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_tracker_that_fails_later() -> None:
     failure = type("CommError", (Exception,), {"__module__": "wandb.errors.errors"})
-    with pytest.raises(UserError, match="--report_to wandb has failed: timed out; check its server") as raised:
-        with tracker_errors():
-            raise failure("timed out\nand a long explanation")
+    message = "--report_to wandb has failed: timed out; check its server"
+    with pytest.raises(UserError, match=message) as raised, tracker_errors():
+        raise failure("timed out\nand a long explanation")
     assert raised.value.page == "troubleshooting.md#trackers"
     with pytest.raises(ZeroDivisionError), tracker_errors():
         raise ZeroDivisionError
