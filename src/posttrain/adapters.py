@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from posttrain.config import suggestion
 from posttrain.errors import UserError
 from posttrain.models import first_line, peft_warnings
-from posttrain.quantisation import check_quantisation, is_quantised
+from posttrain.quantisation import check_quantisation
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -70,11 +70,8 @@ def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module
     Raises:
         UserError: the adapter does not fit the model.
     """
-    from peft import prepare_model_for_kbit_training
-
-    if is_quantised(config):
-        # The trainer switches gradient checkpointing on itself, and in its own way.
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # Beside quantised weights the others stay as they were loaded: peft's own preparation would make float32 of them,
+    # and embeddings and head are large. Adapters are float32.
     if (config.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         model.enable_input_require_grads()  # else nothing that goes into a checkpointed layer has a gradient
     if config.seed is not None:
