@@ -141,7 +141,8 @@ def test_tables_and_folders(tmp_path: Path, small_windows: None) -> None:
         assert words_of(list(stream)) == [f"text {number}<|end|>" for number in range(9)]
         assert stream_of(dataset_name=str(tmp_path / name))._fingerprint == stream._fingerprint
         place = stream_module.Place(first=8, rows_read=8)
-        (tmp_path / "stream.json").write_text(json.dumps(asdict(place)))
+        note = {"place": asdict(place), "source": stream.source.digest(), "lengths_of_parts": {}}
+        (tmp_path / "stream.json").write_text(json.dumps(note))
         stream.load_place(tmp_path)
         assert words_of([stream[8], stream[9]]) == ["text 8<|end|>", "text 0<|end|>"]
 
@@ -168,7 +169,7 @@ def test_goes_on_where_a_checkpoint_was(flags: Any, texts: Path, tmp_path: Path,
         assert [as_plain(after[number]) for number in range(stop, 40)] == expected[stop:]
         assert after.counts == whole.counts
         assert [as_plain(after[number]) for number in range(40)] == expected  # from the beginning, too
-    assert json.loads((tmp_path / "checkpoint" / "stream.json").read_text())["rows_read"] > 0
+    assert json.loads((tmp_path / "checkpoint" / "stream.json").read_text())["place"]["rows_read"] > 0
 
 
 def test_two_processes_share_the_rows(texts: Path, small_windows: None) -> None:
@@ -208,7 +209,7 @@ def test_a_streamed_run_goes_on_from_a_checkpoint(base: Path, tmp_path: Path, sm
     whole = run("sft", base, data, tmp_path / "a", *words)
     before = json.loads((tmp_path / "metrics.json").read_text())
     shutil.copytree(tmp_path / "a" / "checkpoint-5", tmp_path / "b" / "checkpoint-5")
-    assert json.loads((tmp_path / "b" / "checkpoint-5" / "stream.json").read_text())["passes"] == 1
+    assert json.loads((tmp_path / "b" / "checkpoint-5" / "stream.json").read_text())["place"]["passes"] == 1
     resumed = run("sft", base, data, tmp_path / "b", *words, "--resume_from_checkpoint")
     assert curve(resumed, "loss", "grad_norm", "num_tokens", "epoch") == curve(
         whole, "loss", "grad_norm", "num_tokens", "epoch"

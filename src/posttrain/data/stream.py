@@ -32,7 +32,7 @@ from posttrain.data.build import (
 )
 from posttrain.data.readers import Row
 from posttrain.data.sources import Source
-from posttrain.data.streamed_sources import reordered
+from posttrain.data.streamed_sources import reordered, streamed_tables
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
 
@@ -133,10 +133,9 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
 
     @property
     def head(self) -> list[TokenRow]:
-        """The rows of the first window."""
-        if not self._held:
-            self[0]
-        return self._held[0].rows
+        """The rows of the first window that has any."""
+        self[0]
+        return next(window.rows for window in self._held if window.rows)
 
     def loader(
         self, collate: Collate, batch_size: int, world_size: int, rank: int, number: int
@@ -149,14 +148,21 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         """Note in a checkpoint where the window begins that the row asked for last stands in."""
         places = [window.place for window in self._held if window.place.first <= self._latest]
         Path(folder).mkdir(parents=True, exist_ok=True)
-        place = json.dumps(asdict(places[-1] if places else Place()), indent=1)
-        (Path(folder) / _PLACE_FILE).write_text(place, encoding="utf-8")
+        lengths = {table.fingerprint: sorted(table.lengths.items()) for table in streamed_tables(self.source)}
+        place = asdict(places[-1] if places else Place())
+        note = {"place": place, "source": self.source.digest(), "lengths_of_parts": lengths}
+        (Path(folder) / _PLACE_FILE).write_text(json.dumps(note), encoding="utf-8")
 
     def load_place(self, folder: str | Path) -> None:
         """Go on from there. A checkpoint without such a note is none the worse: rows are read from the beginning."""
         file = Path(folder) / _PLACE_FILE
         if file.is_file():
-            self._start(Place(**json.loads(file.read_text(encoding="utf-8"))))
+            note = json.loads(file.read_text(encoding="utf-8"))
+            if note["source"] != self.source.digest() and is_first_process():
+                logger.warning("%s: not the data that the checkpoint was made with; reading goes on all the same", file)
+            for table in streamed_tables(self.source):
+                table.lengths.update(map(tuple, note["lengths_of_parts"].get(table.fingerprint, [])))
+            self._start(Place(**note["place"]))
 
     def report(self) -> None:
         """Tell the user what has been read, dropped and cut so far."""

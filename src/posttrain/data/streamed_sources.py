@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.data.readers import Row
+from posttrain.data.slices import Slice
 from posttrain.data.sources import FileSource, Mixture, Part, Source, combined_digest
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, explain
@@ -13,23 +14,44 @@ from posttrain.hub import PAGE, explain
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """A `datasets.IterableDataset` of the hub."""
+    """A `datasets.IterableDataset` of the hub.
+
+    Args:
+        name: what the user called it.
+        table: the data set.
+        fingerprint: of its commit, and of what is taken of it.
+        order: numbers of the parts that it is stored in, as they are read; None = as they come.
+        lengths: rows of the parts that have been read to their end; so many of them are passed by without being asked
+            for again.
+    """
 
     name: str
     table: Any
     fingerprint: str
+    order: tuple[int, ...] | None = None
+    lengths: dict[int, int] = field(default_factory=dict, compare=False)
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
-        number = skip
-        try:
-            for columns in self.table.skip(skip) if skip else self.table:
+        number = 0
+        for part in self.order or range(self.table.num_shards):
+            if number + self.lengths.get(part, skip + 1) <= skip:
+                number += self.lengths[part]
+                continue
+            first = number
+            for columns in self._rows_of(part, number):
                 number += 1
-                yield Row(f"{self.name} row {number}", dict(columns))
+                if number > skip:
+                    yield Row(f"{self.name} row {number}", columns)
+            self.lengths[part] = number - first
+
+    def _rows_of(self, part: int, before: int) -> Iterator[dict[str, Any]]:
+        try:
+            for columns in self.table.shard(self.table.num_shards, part):
+                before += 1
+                yield dict(columns)
         except (OSError, RuntimeError, ValueError) as error:  # the connection, or what stands in the file
-            if isinstance(error, UserError):  # of whoever reads the rows
-                raise
             reason = explain(error, self.name) or f"{self.name}: {error}"
-            raise UserError(f"{reason} (after row {number:,})", PAGE) from error
+            raise UserError(f"{reason} (after row {before:,})", PAGE) from error
 
     def digest(self) -> str:
         return self.fingerprint
@@ -112,9 +134,19 @@ def reordered(source: Source, seed: list[int]) -> Source:
     if isinstance(source, FileSource):
         return replace(source, paths=tuple(source.paths[index] for index in rng.permutation(len(source.paths))))
     if isinstance(source, StreamedTable):
-        # A buffer of one row leaves the rows of a part in their order.
-        return replace(source, table=source.table.shuffle(seed=int(rng.integers(2**31)), buffer_size=1))
+        return replace(source, order=tuple(rng.permutation(source.table.num_shards).tolist()))
     if isinstance(source, Mixture | Interleaved):
         parts = [replace(part, source=reordered(part.source, [*seed, i])) for i, part in enumerate(source.parts)]
         return replace(source, parts=tuple(parts))
     return source
+
+
+def streamed_tables(source: Source) -> list[StreamedTable]:
+    """The data sets of the hub that a source reads, always in the same order."""
+    if isinstance(source, StreamedTable):
+        return [source]
+    if isinstance(source, FirstRows | Slice):
+        return streamed_tables(source.source)
+    if isinstance(source, Mixture | Interleaved):
+        return [table for part in source.parts for table in streamed_tables(part.source)]
+    return []
