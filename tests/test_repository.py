@@ -20,7 +20,8 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "publish", "model_card", "citations"},
+    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments"}
+    | {"publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation"},
