@@ -226,6 +226,10 @@ def test_a_family_without_default_targets_is_told_what_to_give(base: Path, tmp_p
     with pytest.raises(UserError, match=r"LoRA does not fit .* see --lora_target_modules"):
         check_adapter(parse("sft", tmp_path, ""))
     check_adapter(parse("sft", tmp_path, "--lora_target_modules all-linear"))
+    FAMILIES["mixtral"][0]().config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="; give --lora_dropout 0"):
+        check_adapter(parse("sft", tmp_path, "--lora_target_modules all-linear"))
+    check_adapter(parse("sft", tmp_path, "--lora_target_modules all-linear --lora_dropout 0"))
 
 
 def test_quantised_weights(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

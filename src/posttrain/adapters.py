@@ -118,7 +118,10 @@ def _wrap(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
         with peft_warnings():
             return get_peft_model(model, lora)
     except (ValueError, TypeError, RuntimeError) as error:
-        advice = "see --lora_target_modules (all-linear: every linear layer but the head)"
+        about_dropout = "lora_dropout" in str(error)
+        advice = (
+            "give --lora_dropout 0" if about_dropout else "see --lora_target_modules (all-linear: all but the head)"
+        )
         raise UserError(
             f"LoRA does not fit {config.model_name_or_path}: {first_line(error)}; {advice}",
             "troubleshooting.md#model-loading",
@@ -137,7 +140,7 @@ def _without_weights(config: CommonConfig) -> PreTrainedModel | None:
         )
         with torch.device("meta"):
             return kind.from_config(description, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError):
+    except Exception:  # of whatever kind: this is a look ahead, and no run is to end by it
         return None
 
 
