@@ -9,6 +9,7 @@ import pytest
 from helpers_data import write_jsonl
 
 from posttrain.config import DatasetSource, SFTConfig, from_mapping
+from posttrain.data.prepare import check
 from posttrain.data.sources import Source
 from posttrain.data.splits import Role, open_source
 from posttrain.errors import UserError
@@ -72,6 +73,17 @@ def test_a_mixture_holds_the_rows_that_trl_takes(tmp_path: Path) -> None:
             for path, one in zip(paths, fractions, strict=True)
         ]
         assert opened(datasets=entries) == [number for count in taken for number in range(count)]
+
+
+def test_the_beginning_of_each_part_is_looked_at(folder: Path) -> None:
+    """Before anything heavy is imported, and without counting."""
+    good = write_jsonl(folder / "good.jsonl", [{"text": "x", "more": 1}] * 1200)
+    bad = write_jsonl(folder / "bad.jsonl", [{"text": "x"}] * 900 + [{"text": 1}])
+    parts = [DatasetSource(path=str(path), fraction=0.5) for path in (good, bad)]
+    for flags in ({}, {"streaming": True}, {"test_split_size": 0.1, "eval_strategy": "steps"}):
+        with pytest.raises(UserError, match=r"bad\.jsonl: 1 of the first 901 rows.*\n.*line 901"):
+            check(config(datasets=parts, **flags), "sft")
+    assert check(config(datasets=[*parts[:1], replace(parts[1], split="train[:900]")]), "sft") == {"text", "more"}
 
 
 def test_slices_of_a_mixture(folder: Path) -> None:

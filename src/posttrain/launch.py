@@ -20,8 +20,8 @@ from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, remark, suggestion
 from posttrain.errors import UserError
+from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
-from posttrain.hub_access import take_token, without_token
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
@@ -59,7 +59,7 @@ def train(
     check_paths(config)
     _show_progress(config)
     columns = None
-    if config.dataset_name is not None and Path(config.dataset_name).exists():
+    if _data_is_here(config):
         # Before anything heavy is imported or launched, so that a mistake in the data is told at once.
         from posttrain.data.prepare import check
 
@@ -79,6 +79,12 @@ def train(
     with advice_when_out_of_memory(config), settled, tracker_errors():
         run(config)
     return 0
+
+
+def _data_is_here(config: CommonConfig) -> bool:
+    """Whether all rows come from files of this machine."""
+    names = [config.dataset_name] if config.dataset_name else [source.path for source in config.datasets]
+    return all(Path(name).expanduser().exists() or name in BUILDERS for name in names)
 
 
 def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ kept under the hash of those.
 import itertools
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,9 +20,10 @@ from posttrain.config import CommonConfig
 from posttrain.data import store
 from posttrain.data.build import build, check_rows, is_first_process
 from posttrain.data.problems import Problems
-from posttrain.data.sources import HeldOut, Source, combined_digest, files_digest
+from posttrain.data.readers import Row
+from posttrain.data.sources import HeldOut, Mixture, Source, combined_digest, files_digest
 from posttrain.data.splits import DEFAULT_SEED, Role, open_source
-from posttrain.data.streamed_sources import FirstRows
+from posttrain.data.streamed_sources import FirstRows, Interleaved
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
 
@@ -123,15 +125,24 @@ def check(config: CommonConfig, kind: str) -> set[str]:
     roles: tuple[Role, ...] = ("train",) if one_source else ("train", "test")
     for role in roles:
         source = open_source(config, role)
-        if source is not None:
-            # Of rows that are divided the first ones do for both parts; to know which are which, all would be counted.
-            whole = source.source if isinstance(source, HeldOut | FirstRows) else source
-            rows = list(itertools.islice(whole.rows(), _ROWS_CHECKED_EARLY))
+        for name, rows_of_one in _undivided(source) if source is not None else ():
+            rows = list(itertools.islice(rows_of_one, _ROWS_CHECKED_EARLY))
             problems = Problems()
             check_rows(rows, kind, options_of(config, kind, role), problems)
-            problems.raise_if_any(source.name, f"the first {len(rows):,} rows")
+            problems.raise_if_any(name, f"the first {len(rows):,} rows")
             columns.update(name for row in rows for name in row.columns)
     return columns
+
+
+def _undivided(source: Source) -> Iterator[tuple[str, Iterator[Row]]]:
+    """Name and rows of all that a source is made of: nothing has to be counted to read the first ones."""
+    if isinstance(source, HeldOut | FirstRows):
+        yield from _undivided(source.source)
+    elif isinstance(source, Mixture | Interleaved):
+        for part in source.parts:
+            yield part.source.name, part.rows()
+    else:
+        yield source.name, source.rows()
 
 
 def _role(config: CommonConfig, split: str) -> Role:

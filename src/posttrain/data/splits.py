@@ -17,10 +17,10 @@ from posttrain.data.sources import FileSource, HeldOut, Mixture, Part, Source
 from posttrain.data.streamed_sources import FirstRows, Interleaved
 from posttrain.data.tables import open_hub, open_saved
 from posttrain.errors import UserError
+from posttrain.hub_access import BUILDERS
 
 Role = Literal["train", "test"]
 DEFAULT_SEED = 42  # transformers' own
-_GENERIC_BUILDERS = ("json", "csv", "parquet")
 
 
 def open_source(config: CommonConfig, role: Role) -> Source | None:
@@ -206,7 +206,7 @@ def _slice(source: Source, bounds: Bounds, where: str, streamed: bool) -> Source
 
 def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
     folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split, flag=f"{where}.split")
-    is_builder = entry.path in _GENERIC_BUILDERS and not folder.exists()
+    is_builder = entry.path in BUILDERS and not folder.exists()
     base = (folder if folder.is_dir() else Path()) / (entry.data_dir or "")
     files = entry.data_files
     source: Source | None
