@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,9 @@ def check_adapter(config: CommonConfig) -> None:
                 _unknown("lora_target_parameters", "parameter apart from those of its layers", wanted, loose)
                 + " (layers are for --lora_target_modules)"
             )
-    _wrap(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come when the adapter is made
+        _wrap(model, config)
 
 
 def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
