@@ -39,7 +39,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 @pytest.fixture(scope="session")
 def _worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
     home = tmp_path_factory.mktemp("home")
-    hidden = ("HF_HUB_OFFLINE", "HF_TOKEN", "POSTTRAIN_LAUNCHED", "LOCAL_RANK")
+    hidden = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_TOKEN", "POSTTRAIN_LAUNCHED", "LOCAL_RANK")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "POSTTRAIN_CACHE": str(home / "cache")}
     environment["NO_PROXY"] = "127.0.0.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_what_a_mirror_tells_only_when_it_is_loaded(
     assert done.code == 2 and done.output.count("posttrain: error:") == 1, done.output
     assert problem in done.output and way_out in done.output
     assert "More: docs/troubleshooting.md#hub" in done.output
+
+
+def test_nothing_is_asked_but_for_models_and_data(others: Hub, command: Command) -> None:
+    """No word to the makers of a library about who trains what."""
+    assert command(*RUN, "--push_to_hub", token=ALICE).code == 0
+    api = "models|datasets|resolve-cache|whoami-v2|repos/create|validate-yaml"
+    known = rf"(GET|HEAD|POST) /(api/({api})|(datasets/)?[^/]+/[^/]+/resolve/)"
+    assert others.requests and not [one for one in others.requests if not re.match(known, one)]
 
 
 def test_without_a_network(others: Hub, command: Command) -> None:
