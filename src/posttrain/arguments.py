@@ -43,6 +43,8 @@ def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Ar
     with _complaints_about(""):
         arguments = Arguments(**kept)
         arguments.flags = dict(flags)
+    if getattr(arguments.accelerator_config, "dispatch_batches", None):
+        raise UserError("--accelerator_config: dispatch_batches is not available: each process reads its own rows")
     backend = arguments.torch_compile_backend
     if backend is not None and backend.upper() not in DynamoBackend.__members__:
         known = ", ".join(name.lower() for name in DynamoBackend.__members__)
