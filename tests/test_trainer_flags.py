@@ -171,6 +171,16 @@ def test_what_transformers_would_complain_about_is_told_first(
     assert expected in str(caught.value)
 
 
+def test_a_run_begins_with_a_line_about_flags_without_effect(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_sft(tmp_path / "rows.jsonl")
+    run("sft", base, rows, tmp_path / "a", "--max_steps", "1", "--padding_free", "--log_level", "info")
+    assert "Without effect here: padding_free (batches never hold padding)" in capsys.readouterr().err
+    run("sft", base, rows, tmp_path / "b", "--max_steps", "1", "--padding_free", "--log_level", "error")
+    assert "Without effect" not in capsys.readouterr().err
+
+
 def test_a_loader_can_pin_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
