@@ -48,36 +48,6 @@ def test_a_step_does_not_depend_on_how_it_is_cut(method: str, base: Path, tmp_pa
         torch.testing.assert_close(torch.tensor(curve(state, *names)), whole, rtol=2e-4, atol=1e-5)
 
 
-def test_two_processes_give_the_same_step(base: Path, tmp_path: Path) -> None:
-    """One process with 8 pairs, two with 4 each: rows differ in length, so the ranks' weights differ too. Of the last
-    batch of an epoch, and of an evaluation, nothing is left for the second process."""
-    data = tmp_path / "rows"
-    data.mkdir()
-    write_preference(data / "train.jsonl", count=12)
-    write_preference(data / "test.jsonl", count=5)
-    names = ["loss", "grad_norm", "num_tokens", "rewards/margins", "eval_loss"]
-    extra = ["--loss_type", "sigmoid", "sft", "--eval_strategy", "steps", "--eval_steps", "1"]
-    one = run("dpo", base, data, tmp_path / "one", *geometry(8, 1), *extra, "--per_device_eval_batch_size", "2")
-    launch = ["--num_processes", "2", "--accelerate_config", "cpu"]
-    two = run(
-        "dpo", base, data, tmp_path / "two", *geometry(4, 1), *extra, *launch, "--per_device_eval_batch_size", "1"
-    )
-    for some in (names[:4], names[4:]):
-        expected, actual = torch.tensor(curve(one, *some)), torch.tensor(curve(two, *some))
-        assert expected.shape == (3, len(some))
-        torch.testing.assert_close(actual, expected, rtol=2e-4, atol=1e-5)
-
-
-def test_two_processes_give_the_same_rewards(base: Path, tmp_path: Path) -> None:
-    """Means, extremes and what is finished after the ranks' sums have come together."""
-    data = write_preference(tmp_path / "rows.jsonl")
-    names = ["loss", "grad_norm", *METRICS["reward"]]
-    one = run("reward", base, data, tmp_path / "one", *geometry(8, 1))
-    launch = ["--num_processes", "2", "--accelerate_config", "cpu"]
-    two = run("reward", base, data, tmp_path / "two", *geometry(4, 1), *launch)
-    torch.testing.assert_close(torch.tensor(curve(two, *names)), torch.tensor(curve(one, *names)), rtol=2e-4, atol=1e-5)
-
-
 def test_packing_gives_the_same_step(base: Path, tmp_path: Path) -> None:
     """All rows in one batch, as 16 documents or as a few packed rows: the same loss and gradient."""
     data = write_sft(tmp_path / "rows.jsonl")
