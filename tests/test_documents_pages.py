@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from documents import DOCUMENTS, ROOT, anchors, blocks, links, text_of
 
 from posttrain.config import METHODS
@@ -68,3 +69,11 @@ def test_the_readme_shows_the_two_commands() -> None:
     commands = [command for block in blocks("README.md", "sh") for command in block.commands()]
     assert any(command.startswith("make pipeline") for command in commands)
     assert any(command.startswith("make test") for command in commands)
+
+
+def test_the_skill_has_its_front_matter_and_is_short() -> None:
+    lines = text_of("skills/posttrain/SKILL.md").splitlines()
+    end = lines.index("---", 1)
+    front = yaml.safe_load("\n".join(lines[1:end]))
+    assert lines[0] == "---" and front["name"] == "posttrain" and len(front["description"]) > 100
+    assert len(lines) < 300
