@@ -11,6 +11,7 @@ from posttrain.config.common import DataFlags, ModelFlags
 from posttrain.config.effects import refused
 from posttrain.config.fields import flags_of, is_bool, takes_list
 from posttrain.config.flag_words import FILES, FOLDERS, MAYBE_PATHS
+from posttrain.config.methods import LengthFlags, SFTFlags
 from posttrain.config.parse import FileOption
 from posttrain.errors import UserError
 
@@ -85,7 +86,8 @@ def options_of(command: str) -> list[Option]:
     if command == "inspect":
         from posttrain.inspection.options import InspectFlags
 
-        fields = flags_of(InspectFlags) | flags_of(DataFlags) | flags_of(ModelFlags)
+        rows = {name: field for name, field in flags_of(SFTFlags).items() if name not in ("learning_rate", "loss_type")}
+        fields = flags_of(InspectFlags) | flags_of(DataFlags) | flags_of(ModelFlags) | flags_of(LengthFlags) | rows
     elif command in METHODS:
         cls = METHODS[command]
         own = {name: field for name, field in flags_of(cls).items() if name not in refused(cls)}

@@ -75,8 +75,12 @@ class AdapterFlags:
     lora_r: int = flag(16, "Rank of the adapters.", low=1)
     lora_alpha: int = flag(32, "Scale of the adapters, divided by the rank.", low=1)
     lora_dropout: float = flag(0.05, "Dropout before the adapters.", low=0, high=1)
-    lora_target_modules: list[str] | None = flag(None, "Modules to adapt (or all-linear); unset: peft's choice.")
-    lora_target_parameters: list[str] | None = flag(None, "Parameters to adapt that are no module's weight.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Layers to adapt: names, an expression for names, or all-linear; unset: peft's choice."
+    )
+    lora_target_parameters: list[str] | None = flag(
+        None, "Parameters of experts and the like, e.g. mlp.experts.gate_up_proj."
+    )
     lora_modules_to_save: list[str] | None = flag(None, "Modules to train in full and to save with the adapters.")
     lora_task_type: str = flag("CAUSAL_LM", "Kind of model for peft.", choices=("CAUSAL_LM", "SEQ_CLS"))
     use_rslora: bool = flag(False, "Scale by the root of the rank (rsLoRA).")
