@@ -42,7 +42,7 @@ DIFFERS = {
     "ddp_backend": "of no account in one process",
     "fsdp": "refused in one process",
     "accelerator_config": "without dispatch_batches: each process reads its own rows",
-    "lora_target_modules": "names are checked before weights load; a single word may be one (TRL takes it for an expression)",
+    "lora_target_modules": "checked before weights load; a single word may be a name (TRL takes it for an expression)",
     "lora_target_parameters": "names are checked before weights load",
     "lora_modules_to_save": "names are checked before weights load; the score of a reward model is among them unasked",
     "lora_dropout": "unset: 0 where there are lora_target_parameters, for which peft has none",
