@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from posttrain.batch import PackedBatch
 from posttrain.data.build import is_first_process
 from posttrain.data.stream import Collate, Stream
+from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from posttrain.trainer import PostTrainer
@@ -39,13 +40,18 @@ def train_loader(trainer: PostTrainer, plain: Callable[[], DataLoader[Any]]) -> 
     """
     args, rows = trainer.args, trainer.train_dataset
     if isinstance(rows, Stream):
+        if args.world_size > 1 and not _is_divided_here(trainer):
+            raise UserError(
+                "streamed rows are divided among processes one batch each; leave out split_batches "
+                "(--accelerator_config), parallelism_config (--accelerate_config), or --dataset_streaming"
+            )
         if args.dataloader_num_workers and is_first_process():
             logger.warning("--dataloader_num_workers: without effect, streamed rows are read as they are trained on")
         number = args.max_steps * args.gradient_accumulation_steps
         batch_size = trainer._train_batch_size
         return rows.loader(trainer.data_collator, batch_size, args.world_size, args.process_index, number)
     loader = plain()
-    if args.world_size == 1 or args.train_sampling_strategy not in _SHARED_ORDERS:
+    if not _is_divided_here(trainer) or args.train_sampling_strategy not in _SHARED_ORDERS:
         return loader
     order: Any = loader.batch_sampler  # accelerate's part of all batches
     return _shared(trainer, rows, order.batch_sampler)
@@ -59,9 +65,16 @@ def eval_loader(trainer: PostTrainer, rows: Any, plain: Callable[[Any], DataLoad
         rows: to evaluate on.
         plain: makes transformers' own loader of rows, which is right for one process.
     """
-    if trainer.args.world_size == 1:
+    if not _is_divided_here(trainer):
         return plain(rows)
     return _shared(trainer, rows, BatchSampler(range(len(rows)), trainer.args.eval_batch_size, drop_last=False))
+
+
+def _is_divided_here(trainer: PostTrainer) -> bool:
+    """Whether there are several processes, each of which takes batches of its own: accelerate divides differently where
+    some of them share a row (`parallelism_config`), or a batch (`split_batches`)."""
+    accelerator = trainer.accelerator
+    return trainer.args.world_size > 1 and not accelerator.split_batches and accelerator.torch_device_mesh is None
 
 
 def _shared(trainer: PostTrainer, rows: Any, batches: BatchSampler) -> DataLoader[Any]:
