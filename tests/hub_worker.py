@@ -22,11 +22,20 @@ def run(words: list[str]) -> int:
         return 1
 
 
+def set_offline(value: bool) -> None:
+    """For the libraries that have read the variable already."""
+    if "huggingface_hub.constants" in sys.modules:
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = value
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = value
+
+
 def serve(answers: Any) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         before = dict(os.environ)
         os.environ.update(asked["environment"])
+        set_offline("HF_HUB_OFFLINE" in os.environ)
         os.chdir(asked["folder"])
         sys.argv = ["posttrain", *asked["words"]]
         with tempfile.TemporaryFile() as file:
@@ -39,15 +48,10 @@ def serve(answers: Any) -> None:
             sys.stderr.flush()
             file.seek(0)
             output = file.read().decode(errors="replace")
-        # A run may have found out that there is no network, and stays with it.
-        offline, constants = os.environ.get("HF_HUB_OFFLINE"), sys.modules.get("huggingface_hub.constants")
+        is_offline = "HF_HUB_OFFLINE" in os.environ  # a run that finds no network stays with it
         os.environ.clear()
         os.environ.update(before)
-        if constants is not None:
-            constants.HF_HUB_OFFLINE = False
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].config.HF_HUB_OFFLINE = False
-        answers.write(json.dumps({"code": code, "output": output, "offline": offline is not None}) + "\n")
+        answers.write(json.dumps({"code": code, "output": output, "offline": is_offline}) + "\n")
         answers.flush()
 
 

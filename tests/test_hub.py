@@ -92,6 +92,18 @@ def test_nothing_is_asked_but_for_models_and_data(others: Hub, command: Command)
     assert others.requests and not [one for one in others.requests if not re.match(known, one)]
 
 
+def test_a_look_at_data_of_the_hub(others: Hub, command: Command) -> None:
+    """`posttrain inspect` asks in the same way, with and without a model."""
+    done = command("inspect", "trl-lib/Capybara", "--model_name_or_path", "Qwen/Qwen2-0.5B-Instruct")
+    assert done.code == 0 and "sft" in done.output, done.output
+    for words in (["corp/none"], ["trl-lib/Capybara", "--model_name_or_path", "corp/gated"]):
+        done = command("inspect", *words)
+        assert done.code == 2 and "More: docs/troubleshooting.md#hub" in done.output and done.seconds < 5, done
+    others.is_gone = True
+    done = command("inspect", "corp/unseen")
+    assert done.code == 2 and "cannot be reached" in done.output and done.seconds < 5, done
+
+
 def test_without_a_network(others: Hub, command: Command) -> None:
     """What was loaded before is used at once; of anything else the message says what to do."""
     assert command(*RUN).code == 0
@@ -104,11 +116,14 @@ def test_without_a_network(others: Hub, command: Command) -> None:
         assert "More: docs/troubleshooting.md#hub" in done.output
 
 
-def test_offline_by_choice(others: Hub, command: Command, tmp_path: Path) -> None:
+def test_offline_by_choice(others: Hub, command: Command) -> None:
+    assert command(*RUN).code == 0
     asked = len(others.requests)
-    done = command(*RUN, "--model_name_or_path", "corp/unseen", HF_HUB_OFFLINE="1")
-    assert done.code == 2 and "posttrain: error:" in done.output
-    assert others.requests[asked:] == [] or done.offline
+    assert command(*RUN, HF_HUB_OFFLINE="1").code == 0
+    for flags in ("--model_name_or_path corp/unseen", "--dataset_name corp/unseen", "--push_to_hub"):
+        done = command(*RUN, *flags.split(), token=ALICE, HF_HUB_OFFLINE="1")
+        assert done.code == 2 and "HF_HUB_OFFLINE is set" in done.output, done.output
+    assert others.requests[asked:] == []
 
 
 STRATEGIES = {

@@ -140,14 +140,17 @@ def _refusal(error: BaseException) -> str | None:
 def _silence(error: BaseException) -> str | None:
     """Why there is no answer; None for an error that is about something else."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+    is_asked = is_unreachable(error) and (type(error).__module__.startswith("httpx") or "hub" in str(error).lower())
+    if not is_asked and not names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+        return None
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or "LocalEntryNotFoundError" in names:
         return (
             f"it is not on this machine, and the hub ({address()}) cannot be reached, or is not to be asked "
             "(HF_HUB_OFFLINE is set); check the network, or name a local folder"
         )
-    if is_unreachable(error) and (type(error).__module__.startswith("httpx") or "hub" in str(error).lower()):
-        return f"the hub ({address()}) cannot be reached; check the network, or name a local folder"
-    return None
+    return f"the hub ({address()}) cannot be reached; check the network, or name a local folder"
 
 
 def _how_to_log_in(anew: bool = False) -> str:

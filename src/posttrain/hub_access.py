@@ -46,32 +46,38 @@ def without_token(words: Sequence[str]) -> list[str]:
 
 
 def check(config: CommonConfig) -> None:
-    """Ask the hub, once for each name that is not on this machine, whether this user can read it; and with
-    `push_to_hub`, who the user is. Where the hub cannot be reached, everything is taken from earlier downloads at once,
-    in place of many attempts.
+    """`check_readable`; and with `push_to_hub`, ask who the user is, and whether they may write.
 
     Args:
         config: Of the run; its hub_token is moved to the environment, its hub_model_id gets an owner.
 
     Raises:
-        UserError: A name is not there or not to be read, or the token is missing, wrong, or without the right to write.
+        UserError: As for check_readable, or the token is missing, wrong, or without the right to write.
+    """
+    take_token(config)
+    if config.push_to_hub:
+        _check_upload(config)
+    check_readable(config)
+
+
+def check_readable(config: CommonConfig) -> None:
+    """Ask the hub, once for each name that is not on this machine, whether this user can read it. Where the hub cannot
+    be reached, everything is taken from earlier downloads at once, in place of many attempts.
+
+    Args:
+        config: Of the run; its hub_token is moved to the environment.
+
+    Raises:
+        UserError: A name is not there, or not to be read.
     """
     take_token(config)
     names = list(_names(config))
-    if not names and not config.push_to_hub:
+    if not names:
         return
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        if config.push_to_hub:
-            raise UserError(
-                "--push_to_hub: nothing can be uploaded while HF_HUB_OFFLINE is set; unset it, or leave push_to_hub "
-                "out and upload the finished folder later: hf upload REPOSITORY FOLDER",
-                PAGE,
-            )
         return
-    if config.push_to_hub and os.environ.get("RANK", "0") == "0":
-        _find_owner(config)
     for name in names:
         if not _can_read(name):
             _stay_offline()
@@ -143,6 +149,19 @@ def _stay_offline() -> None:
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def _check_upload(config: CommonConfig) -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            "--push_to_hub: nothing can be uploaded while HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out "
+            "and upload the finished folder later: hf upload REPOSITORY FOLDER",
+            PAGE,
+        )
+    if os.environ.get("RANK", "0") == "0":
+        _find_owner(config)
 
 
 def _find_owner(config: CommonConfig) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from posttrain.inspection.options import Request, help_text, parse_request
+from posttrain.trackers import be_quiet
 
 
 def run(words: Sequence[str]) -> int:
@@ -26,6 +27,7 @@ def run(words: Sequence[str]) -> int:
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the marks and bars used here
+    be_quiet()
     return _print_report(parse_request(words))
 
 

@@ -1,5 +1,6 @@
 """The report of `posttrain inspect`: what the rows are, and then, for one method, what a model makes of them."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from posttrain.config import METHODS
@@ -7,6 +8,7 @@ from posttrain.config.paths import check_model
 from posttrain.data.prepare import options_of
 from posttrain.data.problems import Problems
 from posttrain.data.splits import open_source
+from posttrain.hub_access import check_readable
 from posttrain.inspection.display import Ink, ink_for, item, visible
 from posttrain.inspection.options import Request
 from posttrain.inspection.rows import (
@@ -52,6 +54,7 @@ def print_report(request: Request) -> int:
     config = request.any_config
     if request.has_model:
         check_model("model_name_or_path", str(config.model_name_or_path))
+    check_readable(config if request.has_model else dataclasses.replace(config, model_name_or_path=None))
     source = open_source(config, "train")
     assert source is not None  # rows to train on are there or an error
     sample = read_sample(source, request.flags.num_rows)
