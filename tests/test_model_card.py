@@ -68,7 +68,7 @@ def test_every_finished_folder_has_a_card_whose_code_runs(
     assert "`model` (local)" in text and "`rows.jsonl` (local) (" in text and "in 2 steps" in text
     assert str(tmp_path) not in text and str(base.parent) not in text
     assert ("lora_r: 4" in text) == adapter and "max_steps: 2" in text
-    assert re.search(r"\| loss \| -?\d", text) and ("| evaluation |" in text) == (method != "rloo")
+    assert re.search(r"\| loss \| -?\d", text) and (" evaluation |" in text) == (method != "rloo")
     assert not re.search(r"runtime|per_second|step_time|memory", text)
     assert CITATIONS[method] in text
     printed = run_code(out, text, monkeypatch, capsys)
@@ -147,6 +147,24 @@ def test_settings_are_shown_without_what_tells_of_the_machine(tmp_path: Path) ->
     assert "rewards.py:length" in text and "rewards/own.py:style" in text and "beta: 0.1" in text
     assert "chat_template_path: chat.jinja" in text
     assert not re.search(r"/home|ada|10\.0\.0\.7|hf_secret|output_dir|learning_rate", text)
+
+
+def test_the_last_value_of_each_metric_counts(tmp_path: Path) -> None:
+    """Not every line has every metric."""
+    history = [
+        {"loss": 3.0, "reward": 0.25, "rewards/length/mean": 4.0, "step": 1},
+        {"eval_loss": 5.0, "eval_reward": 0.123456, "eval_runtime": 9.0, "step": 1},
+        {"loss": 2.0, "step": 2},
+        {"train_loss": 77.0, "step": 2},
+    ]
+    write_card(tmp_path, config("grpo"), history, 2, {})
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| last value of | training | evaluation |",
+        "| loss | 2 | 5 |",
+        "| reward | 0.25 | 0.1235 |",
+        "| rewards/length/mean | 4 |  |",
+    ]
 
 
 def test_paths_that_are_shown() -> None:

@@ -212,16 +212,17 @@ def loading_code(config: CommonConfig, has_template: bool, repository: str | Non
 
 
 def _results(config: CommonConfig, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    last = {key: next((line for line in reversed(history) if key in line), {}) for key in ("loss", "eval_loss")}
-    own = sorted(name for name in last["loss"] if re.fullmatch(r"rewards/[^/]+/mean", name))
-    known = last["loss"].keys() | {name.removeprefix("eval_") for name in last["eval_loss"]}
+    # Not every line has every metric: those of a generation are logged at its first step.
+    trained, evaluated = (
+        {k: v for line in history if key in line for k, v in line.items()} for key in ("loss", "eval_loss")
+    )
+    own = sorted(name for name in trained if re.fullmatch(r"rewards/[^/]+/mean", name))
+    known = trained.keys() | {name.removeprefix("eval_") for name in evaluated}
     names = [name for name in [*METRICS[config.method], *own] if name in known]
     if not names:
         return
-    columns = [("last logged step", last["loss"], "")]
-    if last["eval_loss"]:
-        columns.append(("evaluation", last["eval_loss"], "eval_"))
-    rows = [f"| metric | {' | '.join(title for title, _, _ in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    columns = [("training", trained, "")] + ([("evaluation", evaluated, "eval_")] if evaluated else [])
+    rows = [f"| last value of | {' | '.join(title for title, _, _ in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name in names:
         values = [f"{line[prefix + name]:.4g}" if prefix + name in line else "" for _, line, prefix in columns]
         rows.append(f"| {name} | {' | '.join(values)} |")
