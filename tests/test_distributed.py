@@ -52,8 +52,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rows")
-    pairs, prompts = write_preference(folder / "pairs.jsonl", 36), write_prompts(folder / "prompts.jsonl", 36)
-    sft = write_sft(folder / "sft.jsonl", 36)
+    # 30 to train on: of the last micro-batch of the epoch nothing is left for the second process.
+    pairs, prompts = write_preference(folder / "pairs.jsonl", 34), write_prompts(folder / "prompts.jsonl", 36)
+    sft = write_sft(folder / "sft.jsonl", 34)
     return {"sft": sft, "reward": pairs, "dpo": pairs, "grpo": prompts, "rloo": prompts}
 
 
