@@ -84,6 +84,20 @@ def score(folder: Path) -> float:
     return float(model(input_ids=ids).logits[0, 0].item())
 
 
+def test_somebody_s_own_readme_stays(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("# My project\n")
+    for _ in range(2):
+        run("sft", base, write_sft(tmp_path / "rows.jsonl"), out, "--max_steps", "1", "--use_peft")
+        assert (out / "README.md").read_text() == "# My project\n"
+    assert "is not a card of posttrain, and stays as it is" in caplog.text
+    (out / "README.md").unlink()
+    for steps in ("1", "2"):
+        run("sft", base, write_sft(tmp_path / "rows.jsonl"), out, "--max_steps", steps, "--use_peft")
+        assert f"in {steps} step" in (out / "README.md").read_text()
+
+
 def config(method: str, **flags: Any) -> Any:
     rewards = {"reward_funcs": ["accuracy_reward"]} if method in ("grpo", "rloo") else {}
     common = {"model_name_or_path": "Qwen/Qwen2-0.5B", "dataset_name": "trl-lib/Capybara"}

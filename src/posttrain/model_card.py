@@ -98,16 +98,25 @@ def base_on_hub(name: str) -> str | None:
     """The hub's name of the model that a run starts from; of a local folder, what its own card says."""
     if is_on_hub(name):
         return name
-    card = Path(name).expanduser() / "README.md"
-    if not card.is_file():
-        return None
-    block = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    base = _metadata_of(Path(name).expanduser() / "README.md").get("base_model")
+    return base if isinstance(base, str) else None
+
+
+def is_card(path: Path) -> bool:
+    """Whether a README.md was written by `write_card`."""
+    tags = _metadata_of(path).get("tags")
+    return isinstance(tags, list) and "posttrain" in tags
+
+
+def _metadata_of(path: Path) -> dict[Any, Any]:
+    """What the hub would read in a README.md, which may be anything."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    block = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
         content = yaml.safe_load(block[1]) if block else None
     except yaml.YAMLError:
-        return None
-    base = content.get("base_model") if isinstance(content, dict) else None
-    return base if isinstance(base, str) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _data(config: CommonConfig) -> list[tuple[str, bool]]:

@@ -17,7 +17,7 @@ from transformers.utils.hub import PushInProgress
 
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, address, ask, explain, hide_token, status, token
-from posttrain.model_card import write_card
+from posttrain.model_card import is_card, write_card
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -79,8 +79,13 @@ class HubTrainer(Trainer):
     def _staging(self) -> Path:
         return Path(self.args.output_dir) / ".uploading"
 
-    def write_card(self, folder: Path, counts: dict[str, int]) -> None:
-        """Writes README.md beside a model, with what has been logged so far."""
+    def write_card(self, folder: Path, counts: dict[str, int], place: Path | None = None) -> None:
+        """Writes README.md beside a model, with what has been logged so far; but for one that somebody has written for
+        the place where the model goes."""
+        if place is not None and (place / "README.md").is_file() and not is_card(place / "README.md"):
+            logger.warning("%s is not a card of posttrain, and stays as it is.", place / "README.md")
+            (folder / "README.md").unlink(missing_ok=True)  # peft writes one, too
+            return
         repository = self.hub_model_id if self.args.push_to_hub else None
         write_card(folder, self.method.config, self.state.log_history, self.state.global_step, counts, repository)
 

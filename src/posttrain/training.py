@@ -218,9 +218,8 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
         text = json.dumps(state, indent=2, sort_keys=True) + "\n"
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")
-        trainer.write_card(
-            beside, {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")}
-        )
+        counts = {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")}
+        trainer.write_card(beside, counts, folder)
         names = sorted(path.name for path in beside.iterdir())
         move_into_place(beside, folder)
         if config.metrics_file:
