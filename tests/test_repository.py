@@ -184,7 +184,7 @@ ACCELERATE_CONFIGS = {
     "fsdp2": ("FSDP", 8, {"fsdp_config.fsdp_version": 2}),
     "zero1": ("DEEPSPEED", 8, {"deepspeed_config.zero_stage": 1}),
     "zero2": ("DEEPSPEED", 8, {"deepspeed_config.zero_stage": 2}),
-    "zero3": ("DEEPSPEED", 8, {"deepspeed_config.zero_stage": 3, "deepspeed_config.zero3_save_16bit_model": True}),
+    "zero3": ("DEEPSPEED", 8, {"deepspeed_config.zero_stage": 3}),
 }
 
 

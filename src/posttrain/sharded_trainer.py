@@ -1,4 +1,4 @@
-"""Models whose weights FSDP spreads over processes: one whole model in each folder, and checkpoints that are really
+"""Models whose weights FSDP or DeepSpeed spreads over processes: one whole model in each folder, and checkpoints that are really
 taken up again."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from posttrain.errors import UserError
-from posttrain.sharding import skeleton, whole_state_dict
+from posttrain.sharding import is_sharded, skeleton, whole_state_dict
 
 # A process's part of the weights and of the optimizer's state under FSDP's first version.
 PART_FILE = "fsdp_part_{rank}_of_{world_size}.pt"
@@ -19,18 +19,19 @@ SCHEDULER_FILE = "scheduler.pt"
 
 
 class ShardedTrainer(Trainer):
-    """What transformers and accelerate do for FSDP, where that does not hold.
+    """What transformers and accelerate do for FSDP and DeepSpeed, where that does not hold.
 
-    accelerate's checkpoints of FSDP's first version forget the optimizer (it reads into what the optimizer holds, which
-    before its first step is nothing), fail where a parameter lies in one process alone, and on CPUs hand out memory
-    that has been freed. Here each process keeps its own part, as it is.
+    Their model folders hold tied weights twice (DeepSpeed), or are not written in one piece (FSDP). accelerate's
+    checkpoints of FSDP's first version forget the optimizer (it reads into what the optimizer holds, which before its
+    first step is nothing), fail where a parameter lies in one process alone, and on CPUs hand out memory that has been
+    freed. Here each process keeps its own part, as it is.
     """
 
     model: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled:
+        if is_sharded(self.args):
             self._skeleton = skeleton(self.model)
 
     @property
@@ -39,7 +40,7 @@ class ShardedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves one whole model folder, however the weights are spread; called by all processes."""
-        if not self.is_fsdp_enabled:
+        if not is_sharded(self.args):
             super().save_model(output_dir, _internal_call)
             return
         state = whole_state_dict(self.model, keep=self.args.should_save)

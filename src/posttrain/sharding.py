@@ -122,7 +122,7 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-    """What a model folder holds of a model that FSDP has spread, on the CPU; called by all processes.
+    """What a model folder holds of a model that FSDP or DeepSpeed has spread, on the CPU; called by all processes.
 
     Args:
         model: wrapped.
