@@ -55,6 +55,7 @@ REFUSALS = [
     ("--push_to_hub", None, "--push_to_hub: no token is set", "right to write"),
     ("--push_to_hub", "hf_wrong", "--push_to_hub: the hub does not accept the token", LOG_IN),
     ("--push_to_hub", READER, "--push_to_hub: the token of alice may only read", "right to write"),
+    ("--push_to_hub --output_dir my--out", ALICE, "'my--out' is no name for a repository", "with --hub_model_id"),
     ("--push_to_hub --hub_model_id bob/x", ALICE, "alice, who can upload to alice, lab, not to bob", "give alice/x"),
 ]
 

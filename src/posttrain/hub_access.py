@@ -165,6 +165,9 @@ def _check_upload(config: CommonConfig) -> None:
 
 
 def _find_owner(config: CommonConfig) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if token() is None:
         raise UserError(
             f"--push_to_hub: no token is set; make one with the right to write at {address()}/settings/tokens, then "
@@ -182,6 +185,12 @@ def _find_owner(config: CommonConfig) -> None:
             PAGE,
         )
     name = config.hub_model_id or Path(config.output_dir).absolute().name
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"--push_to_hub: {name!r} is no name for a repository; give one with --hub_model_id: {error}", PAGE
+        ) from None
     owner, _, rest = name.rpartition("/")
     owners = [user["name"], *(one["name"] for one in user.get("orgs") or ())]
     if owner and owner not in owners:
