@@ -44,9 +44,10 @@ class ShardedTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         state = whole_state_dict(self.model, keep=self.args.should_save)
-        wrapped, self.model = self.model, self._skeleton
-        self._save(output_dir or self.args.output_dir, state)
-        self.model = wrapped
+        if self.args.should_save:
+            wrapped, self.model = self.model, self._skeleton
+            self._save(output_dir or self.args.output_dir, state)
+            self.model = wrapped
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
