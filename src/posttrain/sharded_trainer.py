@@ -1,5 +1,5 @@
-"""Models whose weights FSDP or DeepSpeed spreads over processes: one whole model in each folder, and checkpoints that are really
-taken up again."""
+"""Models whose weights FSDP or DeepSpeed spreads over processes: one whole model in each folder, and checkpoints that
+are really taken up again."""
 
 from __future__ import annotations
 
