@@ -1,5 +1,6 @@
 """The commands that `posttrain inspect` ends with: each can be typed, and says what data, model and machine ask for."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def test_on_a_gpu_the_weights_of_the_largest_are_kept_in_four_bits(
     data = write_jsonl(tmp_path / "rows.jsonl", MESSAGES)
     model = write_large_model(tmp_path / "m-it", hidden_size=2048, intermediate_size=8192, num_hidden_layers=20)
     assert configs(inspect(capsys, data, "--model_name_or_path", model))[-1].load_in_4bit
+
+
+def test_a_token_is_not_repeated(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    data = write_jsonl(tmp_path / "rows.jsonl", MESSAGES)
+    report = inspect(capsys, data, "--hub_token", "hf_SECRET", "--max_length", 64)
+    assert "--max_length 64" in report.text
+    assert "hf_SECRET" not in report.text + report.error
+    assert os.environ["HF_TOKEN"] == "hf_SECRET"
 
 
 def test_what_the_data_asks_for_is_in_the_commands(tmp_path: Path, capsys: Capture) -> None:

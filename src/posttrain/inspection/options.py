@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config import METHODS, CommonConfig, LaunchOptions, parse_command_line, suggestion
+from posttrain.config.common import SECRETS
 from posttrain.config.fields import convert, flag, flags_of, is_bool
 from posttrain.config.parse import FileOption
 from posttrain.errors import UserError
@@ -32,7 +33,7 @@ class Request:
         flags: of inspect itself.
         configs: of each method that the other flags suit; dataset and model are the same in all of them.
         refused: why not, for the others.
-        given: the user's flags and the words behind them, for each method those that it knows.
+        given: the user's flags and the words behind them, for each method those that it knows; without secrets.
     """
 
     flags: InspectFlags
@@ -68,8 +69,9 @@ def parse_request(argv: Sequence[str]) -> Request:
             known = {*flags_of(InspectFlags), *(each for method in METHODS for each in _names(method))}
             raise UserError(f"--{name}: no such flag{suggestion(name, sorted(known))}; usage: {USAGE}")
     for method in METHODS:
-        request.given[method] = {name: words for name, words in given.items() if method in takers[name]}
-        words = as_words(request.given[method])
+        known_here = {name: words for name, words in given.items() if method in takers[name]}
+        request.given[method] = {name: words for name, words in known_here.items() if name not in SECRETS}
+        words = as_words(known_here)
         try:
             config, _ = parse_command_line(method, words, section=_stand_ins(method, given))
         except UserError as error:

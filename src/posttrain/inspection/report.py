@@ -8,7 +8,7 @@ from posttrain.config.paths import check_model
 from posttrain.data.prepare import options_of
 from posttrain.data.problems import Problems
 from posttrain.data.splits import open_source
-from posttrain.hub_access import check_readable
+from posttrain.hub_access import check_readable, take_token
 from posttrain.inspection.display import Ink, ink_for, item, visible
 from posttrain.inspection.options import Request
 from posttrain.inspection.rows import (
@@ -51,6 +51,8 @@ def print_report(request: Request) -> int:
         The exit code: 0 where the method (the one that was asked for, or the one that fits best) can train on the rows.
     """
     ink = ink_for(request.flags.color)
+    for each in request.configs.values():
+        take_token(each)
     config = request.any_config
     if request.has_model:
         check_model("model_name_or_path", str(config.model_name_or_path))
