@@ -2,7 +2,7 @@
 """What every method is told: model, adapters, data, training, and the files of the run."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -28,6 +28,20 @@ FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant
 # transformers renamed two of its arguments in this version and warns about the old names from then on.
 CHECKPOINTING_RENAMED_IN = (5, 23)
 SECRETS = {"hub_token"}
+_SECRET_KEYS = {"token", "use_auth_token", "hub_token", "hf_token", "access_token", "api_key", "password", "secret"}
+
+
+def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
+    """The keys behind which a secret stands, at any depth: `token: true` is none.
+
+    Args:
+        values: Of a flag that takes a mapping.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{inner}" for inner in secrets_in(value))
+        elif isinstance(value, str) and key.lower() in _SECRET_KEYS:
+            yield key
 
 
 @dataclass(kw_only=True)
@@ -231,6 +245,11 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
             yield f"precompute_ref_log_probs goes through all rows before training, and {name} has no end; leave it out"
 
     def _model_problems(self) -> Iterator[str]:
+        for key in secrets_in(self.model_init_kwargs or {}):
+            yield (
+                f"model_init_kwargs: {key} would be written into checkpoints and to trackers; leave it out, and log in "
+                "with `hf auth login` or set HF_TOKEN"
+            )
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_4bit and load_in_8bit exclude each other; give one of them"
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import flag
-from posttrain.config.policy import GRPOConfig, RLOOConfig
+from posttrain.config.policy import SYNC_WITH_ADAPTERS, GRPOConfig, RLOOConfig
 
 LOSSES_WITH_DIVERGENCE = ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"]
 DPO_LOSSES = [
@@ -139,8 +139,8 @@ class DPOConfig(DPOFlags, LengthFlags, CommonConfig):
             yield "use_weighting weights pairs, and aot compares sorted batches; leave one of them out"
         if self.sync_ref_model and self.precompute_ref_log_probs:
             yield "precompute_ref_log_probs needs a reference that stays, and sync_ref_model moves it; leave one out"
-        if self.sync_ref_model and self.use_peft and self.ref_model_name_or_path is None:
-            yield "sync_ref_model needs a reference apart from the base model of the adapters; leave out one of the two"
+        if self.sync_ref_model and self.use_peft:
+            yield SYNC_WITH_ADAPTERS
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,10 @@ from posttrain.config.generation_engines import GenerationEngineFlags, VLLMCorre
 from posttrain.config.rewards import RewardSourceFlags
 
 GRPO_LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"]
+SYNC_WITH_ADAPTERS = (
+    "sync_ref_model moves the weights of a reference towards those of the policy, and use_peft trains adapters beside "
+    "them; leave out one of the two"
+)
 # Sampling settings that evaluation may have for itself, each as eval_NAME.
 EVAL_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 
@@ -176,7 +180,7 @@ class PolicyConfig(PolicyFlags, RolloutFlags, GenerationFlags, RewardSourceFlags
         if self.sync_ref_model and self.beta == 0:
             yield "sync_ref_model moves a reference that beta 0 has no use for; give beta, or leave it out"
         if self.sync_ref_model and self.use_peft:
-            yield "sync_ref_model needs a reference apart from the base model of the adapters; leave out one of the two"
+            yield SYNC_WITH_ADAPTERS
         for name in ("num_completions_to_print", "log_unique_prompts"):
             if getattr(self, name) and not self.log_completions:
                 yield f"{name} without log_completions would do nothing; add log_completions"
