@@ -10,7 +10,7 @@ import numpy
 import pytest
 from helpers_data import write_jsonl
 
-from posttrain.config import SFTConfig
+from posttrain.config import DatasetSource, SFTConfig
 from posttrain.data import sources
 from posttrain.data.prepare import check
 from posttrain.data.readers import Row, read_rows
@@ -49,6 +49,25 @@ def test_a_file_is_for_training(folder: Path) -> None:
     assert open_source(config(dataset_name=name), "test") is None
     with pytest.raises(UserError, match="no split 'dev'"):
         open_source(config(dataset_name=name, dataset_test_split="dev"), "test")
+
+
+def test_parts_of_one_data_set_and_configurations(folder: Path) -> None:
+    file = str(folder / "train.jsonl")
+    for name, split, expected in (
+        (file, "train[:4]", [0, 1, 2, 3]),
+        (file, "train[50%:]", [3, 4, 5]),
+        (str(folder), "train[-2:]+validation[:1]", [4, 5, 6]),
+    ):
+        assert opened(dataset_name=name, dataset_train_split=split) == expected
+    assert opened("test", dataset_name=str(folder), dataset_test_split="validation[1:]") == [7]
+    assert opened(dataset_name=file, dataset_train_split="train[:4]", streaming=True) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"--dataset_train_split: cannot make sense of 'train\[4\]'"):
+        opened(dataset_name=file, dataset_train_split="train[4]")
+    for name in (file, str(folder)):
+        with pytest.raises(UserError, match="leave --dataset_config out"):
+            opened(dataset_name=name, dataset_config="nonsense")
+        with pytest.raises(UserError, match=r"datasets\[0\]\.name: .* has no configurations"):
+            opened(datasets=[DatasetSource(path=name, name="nonsense")])
 
 
 def test_splits_of_a_folder(folder: Path) -> None:

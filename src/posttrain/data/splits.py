@@ -47,7 +47,8 @@ def open_source(config: CommonConfig, role: Role) -> Source | None:
     if config.datasets:
         source = _open_mixture(config.datasets, streamed) if wanted.role == "train" else None
     elif config.dataset_name:
-        source = open_named(config.dataset_name, config.dataset_config, wanted, streamed)
+        named = partial(open_named, config.dataset_name, config.dataset_config, streamed=streamed)
+        source = _open_split(wanted.name, wanted.flag, lambda name: named(wanted._replace(name=name)), streamed)
     else:
         raise UserError("no data: give --dataset_name (a file, a folder or a hub id) or a `datasets:` mixture")
     if source is None or size is None:
@@ -94,9 +95,15 @@ def open_named(
         where: the flag or key that holds the name, for messages.
 
     Raises:
-        UserError: it is not there, and required.
+        UserError: it is not there, and required; or it is local and has no configurations.
     """
     path = Path(name).expanduser()
+    if hub_config is not None and path.exists():
+        raise UserError(
+            f"{name}: a local file or folder has no configurations, such as {hub_config!r}; leave --dataset_config "
+            "out, or name the folder of that configuration",
+            "troubleshooting.md#data",
+        )
     if path.is_file():
         return _whole(path, wanted, lambda: FileSource((path,), streamed))
     if path.is_dir():
@@ -181,16 +188,32 @@ def _open_mixture(entries: list[DatasetSource], streamed: bool) -> Source:
     parts = []
     for number, entry in enumerate(entries):
         where = f"datasets[{number}]"
-        pieces = [
-            _slice(_open_entry(replace(entry, split=name), where, streamed), bounds, f"{where}.split", streamed)
-            for name, bounds in parse_split(entry.split, f"{where}.split")
-        ]
-        source = pieces[0] if len(pieces) == 1 else Mixture(tuple(Part(piece) for piece in pieces))
+        part_of = partial(_open_part, entry, where, streamed)
+        source = _open_split(entry.split, f"{where}.split", part_of, streamed)
+        assert source is not None  # a required split is there or an error
         columns = None if entry.columns is None else tuple(entry.columns)
         parts.append(Part(source, columns, entry.fraction, entry.seed))
     if streamed and any(entry.fraction is not None for entry in entries):
         return Interleaved(tuple(parts))
     return Mixture(tuple(parts))
+
+
+def _open_part(entry: DatasetSource, where: str, streamed: bool, split: str) -> Source:
+    return _open_entry(replace(entry, split=split), where, streamed)
+
+
+def _open_split(text: str, where: str, open_one: Callable[[str], Source | None], streamed: bool) -> Source | None:
+    """What `open_one` gives for a split; for parts such as train[:1000] and sums such as train+test of what it gives
+    for each."""
+    if not set(text) & set("[]+"):
+        return open_one(text)
+    pieces = []
+    for name, bounds in parse_split(text, where):
+        source = open_one(name)
+        if source is None:
+            return None
+        pieces.append(_slice(source, bounds, where, streamed))
+    return pieces[0] if len(pieces) == 1 else Mixture(tuple(Part(piece) for piece in pieces))
 
 
 def _slice(source: Source, bounds: Bounds, where: str, streamed: bool) -> Source:
@@ -207,6 +230,10 @@ def _slice(source: Source, bounds: Bounds, where: str, streamed: bool) -> Source
 def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
     folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split, flag=f"{where}.split")
     is_builder = entry.path in BUILDERS and not folder.exists()
+    if entry.name is not None and folder.exists():
+        raise UserError(
+            f"{where}.name: {entry.path} is a local file or folder, which has no configurations; leave it out"
+        )
     base = (folder if folder.is_dir() else Path()) / (entry.data_dir or "")
     files = entry.data_files
     source: Source | None
