@@ -85,7 +85,10 @@ def test_both_ways_draw_the_same(family: str) -> None:
     assert_same_tokens(packed, sample(model, engine, **changes))
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3, sliding window", "mamba2, recurrent"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2", "gemma3, sliding window", "gpt2, learned positions", "phi3, fused projections", "mamba2, recurrent"],
+)
 def test_prompts_together_or_one_by_one(family: str) -> None:
     model, _, engine = parts(family)
     together = sample(model, engine)

@@ -125,7 +125,7 @@ class DecodingState:
         shared = self._width if window is None else min(self._width, max(0, window - now))
         with torch.autocast(query.device.type, enabled=False):
             query = self._placed(query.to(keys.dtype).reshape(rows, key_heads, group, size)).reshape(together, -1, size)
-            scores = _scores(query.view(apart, group, size), keys)
+            scores = _scores(query.reshape(apart, group, size), keys)
             if shared:
                 prompt_keys, prompt_values = self._prompts[layer]
                 if shared < self._width:
