@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -24,17 +25,30 @@ if TYPE_CHECKING:
     from posttrain.config import CommonConfig
 
 
-def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
+PAGE = "troubleshooting.md#model-loading"
+POLICY = "--model_name_or_path"
+
+
+def load_causal_model(
+    config: CommonConfig, path: str, flag: str = POLICY, revision: str | None = None
+) -> PreTrainedModel:
     """A causal language model from a folder or the hub, an adapter merged into its base.
+
+    Args:
+        config: of the run.
+        path: folder or hub id.
+        flag: that names it, for messages.
+        revision: of a hub model; None: the config's.
 
     Raises:
         UserError: it cannot be found, read or understood.
     """
     options = loading_options(config)
+    options["revision"] = config.model_revision if revision is None else revision
     try:
-        adapter = adapter_folder(path, config.model_revision)
+        adapter = adapter_folder(path, options["revision"])
         if adapter is not None:
-            if config.use_peft:
+            if config.use_peft and flag == POLICY:
                 raise adapter_on_adapter(path)
             from peft import AutoPeftModelForCausalLM
 
@@ -44,11 +58,22 @@ def load_causal_model(config: CommonConfig, path: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(path, **options)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        what = f"--model_name_or_path {path}"
-        raise explain(error, what) or UserError(
-            f"{what}: the model cannot be loaded: {first_line(error)}", "troubleshooting.md#model-loading"
-        ) from error
+    except (OSError, ValueError, KeyError, ImportError, TypeError, SafetensorError) as error:
+        raise loading_error(error, f"{flag} {path}") from error
+
+
+def loading_error(error: Exception, what: str) -> UserError:
+    """What the user can do about a model that does not load.
+
+    Args:
+        error: of transformers or a library below it.
+        what: the flag and its value.
+    """
+    if isinstance(error, SafetensorError):
+        return UserError(
+            f"{what}: a file of its weights is not whole ({first_line(error)}); copy or download it again", PAGE
+        )
+    return explain(error, what) or UserError(f"{what}: the model cannot be loaded: {first_line(error)}", PAGE)
 
 
 def loading_options(config: CommonConfig) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from posttrain.config.paths import adapter_on_adapter
 from posttrain.errors import UserError
-from posttrain.hub import explain
-from posttrain.models import adapter_folder, first_line, loading_options, peft_warnings
+from posttrain.models import adapter_folder, loading_error, loading_options, peft_warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -75,12 +75,10 @@ def load_sequence_classifier(
             model, has_head = _load_adapter(adapter, name, options | hub | {"dtype": dtype})
         else:
             model, has_head = _load_classifier(path, name, options | hub | {"dtype": dtype})
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise explain(error, f"{name} {path}") or UserError(
-            f"{name} {path}: the model cannot be loaded: {first_line(error)}", "troubleshooting.md#model-loading"
-        ) from error
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise loading_error(error, f"{name} {path}") from error
     if not has_head and not may_have_new_head:
         raise UserError(
             f"{name} {path}: it has no score head, so its scores would be random; `posttrain reward` trains one",

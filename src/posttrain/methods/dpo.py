@@ -46,7 +46,8 @@ class DPO(Method):
         config = self.config
         packed = config.attn_implementation is None
         if config.ref_model_name_or_path:
-            other = load_causal_model(config, config.ref_model_name_or_path)
+            path, flag = config.ref_model_name_or_path, "--ref_model_name_or_path"
+            other = load_causal_model(config, path, flag, revision="main")  # model_revision is that of the policy
             self.reference = Reference.frozen(other, device, packed)
         elif config.precompute_ref_log_probs:
             self.reference = Reference(scorer, model.eval())
