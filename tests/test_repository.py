@@ -24,7 +24,7 @@ LAYERS = [
     | {"publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
-    | {"adapters", "quantisation"},
+    | {"adapters", "quantisation", "positions"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache"}
     | {"hub", "hub_access", "trackers", "config", "out_of_memory", "errors"},
 ]

@@ -31,6 +31,7 @@ from posttrain.models import (
     match_tokenizer,
     move_into_place,
 )
+from posttrain.positions import check_positions
 from posttrain.publish import create_repository
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.trainer import TIMINGS, PostTrainer
@@ -60,6 +61,7 @@ def run(method: Method) -> dict[str, float]:
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)
+    check_positions(config, datasets)
     if arguments.push_to_hub and arguments.process_index == 0:
         create_repository(arguments)
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from posttrain.config import PolicyConfig
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
+from posttrain.positions import positions_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,15 +27,7 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
     Raises:
         UserError: they do not fit.
     """
-    from transformers import AutoConfig
-
-    try:
-        about = AutoConfig.from_pretrained(
-            config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError):
-        return  # an adapter's folder, or a model that cannot be loaded, which loading it will tell
-    room = getattr(about.get_text_config(), "max_position_embeddings", None)
+    room = positions_of(config).number
     for dataset, in_evaluation in zip(datasets, (False, True), strict=False):
         if isinstance(dataset, Stream):
             _limit_prompts(config, dataset, room)
@@ -44,10 +37,12 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
         if room is not None and longest + completion > room:
             own = in_evaluation and config.eval_max_completion_length is not None
             flag = "eval_max_completion_length" if own else "max_completion_length"
+            left = room - completion
+            shorter = f", or give --max_prompt_tokens {left} with --long_prompts drop"
             raise UserError(
                 f"the longest prompt has {longest:,} tokens; with {flag} {completion:,} that is more than the {room:,} "
-                f"that {config.model_name_or_path} has room for; lower --{flag}, or "
-                f"give --max_prompt_tokens {max(1, room - completion)} with --long_prompts drop",
+                f"that {config.model_name_or_path} has room for; "
+                + (f"lower --{flag}{shorter}" if left > 0 else f"give --{flag} {max(1, room - longest)} at most"),
                 "troubleshooting.md#generation",
             )
 
