@@ -235,7 +235,7 @@ def test_a_family_without_default_targets_is_told_what_to_give(base: Path, tmp_p
 def test_quantised_weights(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "has_gpu", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package bitsandbytes, .*: pip install bitsandbytes"):
+    with pytest.raises(UserError, match=r"needs the package bitsandbytes, .*: pip install -e '\.\[quantization\]'"):
         check_adapter(parse("sft", base, "--load_in_4bit"))
     with pytest.raises(UserError, match="needs a GPU"):
         check_adapter(parse("sft", base, "--load_in_4bit --use_cpu"))

@@ -147,6 +147,10 @@ def test_other_processes_run_the_same_command(monkeypatch: pytest.MonkeyPatch, t
     assert launcher_environment(launch_options("--num_processes", "99"))["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert launcher_environment(launch)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert launcher_environment(launch)["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_file_of_accelerate_is_taken_as_it_is(tmp_path: Path) -> None:

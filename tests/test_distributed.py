@@ -22,7 +22,7 @@ from posttrain.launch import launcher_command, launcher_environment
 
 HERE = Path(__file__).resolve().parent
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs pip install 'posttrain[deepspeed]'"
+    importlib.util.find_spec("deepspeed") is None, reason="needs pip install -e '.[deepspeed]'"
 )
 WAYS = [
     "multi_gpu",

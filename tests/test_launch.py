@@ -55,7 +55,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, t
 
 def test_deepspeed_is_looked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'posttrain\[deepspeed\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[deepspeed\]'"):
         settled("--accelerate_config", "zero3")
 
 

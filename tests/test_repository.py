@@ -26,7 +26,7 @@ LAYERS = [
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache"}
-    | {"hub", "hub_access", "trackers", "config", "out_of_memory", "errors"},
+    | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors"},
 ]
 
 

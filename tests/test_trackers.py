@@ -158,7 +158,7 @@ def test_where_mlflow_writes(tmp_path: Path) -> None:
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    message = r"--report_to wandb: the package wandb is not installed: pip install 'posttrain\[wandb\]'"
+    message = r"--report_to wandb: the package wandb is not installed: pip install -e '\.\[wandb\]'"
     with pytest.raises(UserError, match=message) as raised:
         check_trackers(config(report_to=["wandb", "tensorboard"], output_dir=str(tmp_path)))
     assert raised.value.page == "troubleshooting.md#trackers"

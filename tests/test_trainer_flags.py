@@ -156,7 +156,7 @@ def test_a_metric_that_there_is_not(base: Path, tmp_path: Path, capsys: pytest.C
         ("--accelerator_config split=true", "unexpected keyword argument 'split'"),
         ("--adam_beta1 1", "--optim adamw_torch_fused: Invalid beta parameter at index 0: 1.0"),
         ("--torch_compile_backend inducter", "--torch_compile_backend: 'inducter' is not one of no, eager, "),
-        ("--deepspeed ds.json", "--deepspeed needs a package that is not installed: pip install deepspeed"),
+        ("--deepspeed ds.json", "--deepspeed needs a package that is not installed: pip install -e '.[deepspeed]'"),
     ],
 )
 def test_what_transformers_would_complain_about_is_told_first(

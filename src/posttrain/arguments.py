@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from posttrain.errors import UserError
+from posttrain.errors import UserError, install
 
 
 class Arguments(TrainingArguments):
@@ -39,7 +39,7 @@ def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Ar
     if "WORLD_SIZE" not in os.environ:
         kept.pop("ddp_backend", None)  # a single process has nobody to talk to, and transformers would ask it for one
     if kept.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("--deepspeed needs a package that is not installed: pip install deepspeed")
+        raise UserError("--deepspeed needs a package that is not installed: " + install("deepspeed"))
     with _complaints_about(""):
         arguments = Arguments(**kept)
         arguments.flags = dict(flags)

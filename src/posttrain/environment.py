@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from posttrain.errors import UserError
+from posttrain.errors import UserError, install
+from posttrain.machine import has_bf16, num_cores
 
 USAGE = "posttrain env"
 _NEEDED = ("posttrain", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "dvc")
@@ -116,11 +117,6 @@ def _machine(torch: Any) -> Iterator[tuple[str, str]]:
         yield "GPU", f"{torch.accelerator.current_accelerator()}" if accelerator else "none"
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cpu_model() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -178,7 +174,7 @@ def _features(torch: Any) -> Iterator[tuple[str, str]]:
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        yield "bf16", _yes(torch.cuda.is_bf16_supported(including_emulation=False), "the GPU has no bf16 units")
+        yield "bf16", _yes(has_bf16(torch), "the GPU has no bf16 units")
         yield "fp16", "yes"
         capable = torch.cuda.get_device_capability()[0] >= 8 or bool(torch.version.hip)
         varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
@@ -193,13 +189,13 @@ def _features(torch: Any) -> Iterator[tuple[str, str]]:
         "4 and 8 bits (QLoRA)",
         _yes(
             quantises,
-            "needs bitsandbytes: pip install -e '.[quantization]'" if on_gpu else "needs a GPU and bitsandbytes",
+            f"needs bitsandbytes: {install('quantization')}" if on_gpu else "needs a GPU and bitsandbytes",
         ),
     )
     yield "several processes", _several_processes(torch, on_gpu)
     yield (
         "DeepSpeed (zero1 to zero3)",
-        _yes(bool(_version("deepspeed")), "needs deepspeed: pip install -e '.[deepspeed]'"),
+        _yes(bool(_version("deepspeed")), f"needs deepspeed: {install('deepspeed')}"),
     )
     yield "torch.compile", _yes(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"), "no C compiler")
     yield "vLLM", _yes(bool(_version("vllm")), "not installed")

@@ -65,6 +65,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
+def install(extra: str) -> str:
+    """The command that installs an extra of this project.
+
+    Args:
+        extra: of pyproject.toml.
+    """
+    return f"pip install -e '.[{extra}]'"
+
+
 def _report(message: str, notes: Iterable[str], page: str | None) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(2)  # the first process most likely says the same, and when it ends, this one is ended

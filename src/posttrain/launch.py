@@ -19,9 +19,10 @@ from types import FrameType
 from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, remark, suggestion
-from posttrain.errors import UserError
+from posttrain.errors import UserError, install
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
+from posttrain.machine import num_cores
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
@@ -119,7 +120,7 @@ def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
     settings = load_yaml(_accelerate_file(launch))
     processes = launch.num_processes or settings.get("num_processes") or 1
     here = max(1, int(processes) // _num_machines(launch, settings))
-    share = max(1, len(os.sched_getaffinity(0)) // here)
+    share = max(1, num_cores() // here)
     return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
 
 
@@ -213,8 +214,8 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
     deepspeed = settings.get("distributed_type") == "DEEPSPEED" or config.deepspeed is not None
     if deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
-            "this configuration trains with DeepSpeed, which is not installed: pip install 'posttrain[deepspeed]'; or "
-            "take --accelerate_config fsdp2, which needs nothing more",
+            "this configuration trains with DeepSpeed, which is not installed: "
+            f"{install('deepspeed')}; or take --accelerate_config fsdp2, which needs nothing more",
             page="troubleshooting.md#launching",
         )
     if _num_machines(launch, settings) > 1:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.errors import UserError
+from posttrain.errors import UserError, install
+from posttrain.machine import has_bf16
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -35,7 +36,7 @@ def check_quantisation(config: CommonConfig) -> None:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"{name} needs the package bitsandbytes, which is not installed: pip install bitsandbytes",
+            f"{name} needs the package bitsandbytes, which is not installed: {install('quantization')}",
             "troubleshooting.md#model-loading",
         )
 
@@ -48,7 +49,7 @@ def has_gpu() -> bool:
 def quantised_dtype(config: CommonConfig) -> torch.dtype | None:
     """What a quantised model computes in, and what its other weights are loaded in: bfloat16 where the GPU has it and
     `--dtype` says nothing else; None: as `--dtype` says."""
-    if "dtype" in config.explicit or not torch.cuda.is_bf16_supported():
+    if "dtype" in config.explicit or not has_bf16(torch):
         return None
     return torch.bfloat16
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posttrain.config import CommonConfig
 from posttrain.config.fields import suggestion
-from posttrain.errors import UserError
+from posttrain.errors import UserError, install
 from posttrain.hub import hide_token
 
 PAGE = "troubleshooting.md#trackers"
@@ -60,10 +60,8 @@ def check_trackers(config: CommonConfig) -> None:
             known = ", ".join([*list(PACKAGES)[:4], "all", "none"])
             raise UserError(f"--report_to {name}: no such tracker ({known}){suggestion(name, PACKAGES)}", PAGE)
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            package = f"'posttrain[{name}]'" if name in EXTRAS else PACKAGES[name]
-            raise UserError(
-                f"--report_to {name}: the package {PACKAGES[name]} is not installed: pip install {package}", PAGE
-            )
+            command = install(name) if name in EXTRAS else f"pip install {PACKAGES[name]}"
+            raise UserError(f"--report_to {name}: the package {PACKAGES[name]} is not installed: {command}", PAGE)
     folder = Path(config.work_dir or config.output_dir).absolute()
     if "wandb" in names:
         # Its own default is the current folder. W&B makes the folder `wandb` in it, if it is there.

@@ -23,6 +23,7 @@ from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.stream import Stream
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
+from posttrain.machine import has_bf16
 from posttrain.methods import Method
 from posttrain.models import (
     digest_of_model,
@@ -148,7 +149,7 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
     if not torch.accelerator.is_available():
         decided["use_cpu"] = True
     if config.bf16 is None and not config.fp16:
-        decided["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+        decided["bf16"] = on_gpu and has_bf16(torch)
     if not on_gpu:
         decided |= _what_a_cpu_lacks(config)
     if config.gradient_checkpointing is None:
