@@ -108,3 +108,21 @@ def test_advice_leaves_out_what_is_done_already() -> None:
     assert not any("ref" in flag for flag in flags(config))
     config, _ = parse_command_line("sft", [*NEEDED, "--per_device_train_batch_size", "7"])
     assert flags(config)[0] == "--per_device_train_batch_size 1 --gradient_accumulation_steps 7"
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_advice_knows_the_defaults_of_a_gpu(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    for words, is_on in (([], on_gpu), (["--use_cpu"], False), (["--no_gradient_checkpointing"], False)):
+        config, _ = parse_command_line("sft", [*NEEDED, *words])
+        assert ("--gradient_checkpointing" in flags(config)) != is_on
+
+
+def test_advice_is_taken_and_says_what_happens() -> None:
+    words = [*NEEDED, "--dataset_streaming", "--max_steps", "5"]
+    config, _ = parse_command_line("dpo", words)
+    for flag in flags(config):
+        parse_command_line("dpo", [*words, *flag.split()])
+    config, _ = parse_command_line("reward", NEEDED)
+    changes = dict(memory_advice(config)["what is trained changes"])
+    assert changes["--max_length 512"] == "leaves more pairs out"

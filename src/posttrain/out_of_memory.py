@@ -58,10 +58,22 @@ def _same_steps(config: Any) -> Iterator[tuple[str, str]]:
         yield f"--rollout_batch_size {max(1, config.rollout_batch_size // 4)}", "fewer sampled at a time"
     if config.eval_strategy not in (None, "no") and (config.per_device_eval_batch_size or 8) > 1:
         yield "--per_device_eval_batch_size 1", "if it was an evaluation"
-    if not config.gradient_checkpointing:
+    if not _recomputes_activations(config):
         yield "--gradient_checkpointing", "computes activations twice"
-    if config.method == "dpo" and not (config.precompute_ref_log_probs or config.sync_ref_model or config.use_peft):
+    if config.method == "dpo" and _can_precompute(config):
         yield "--precompute_ref_log_probs", "no reference in training"
+
+
+def _can_precompute(config: Any) -> bool:
+    """Whether log-probs of a reference that takes memory may be computed once, and are not yet."""
+    return not (config.precompute_ref_log_probs or config.sync_ref_model or config.use_peft or config.is_streamed)
+
+
+def _recomputes_activations(config: Any) -> bool:
+    import torch  # not before memory has run out
+
+    on_gpu = torch.cuda.is_available() and not config.use_cpu  # where it is on unless it is switched off
+    return bool(on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing)
 
 
 def _other_steps(config: Any) -> Iterator[tuple[str, str]]:
@@ -70,7 +82,10 @@ def _other_steps(config: Any) -> Iterator[tuple[str, str]]:
     elif not (config.load_in_4bit or config.load_in_8bit):
         yield "--load_in_4bit", "QLoRA; needs a GPU"
     if getattr(config, "max_length", None):
-        yield f"--max_length {max(1, config.max_length // 2)}", "cuts rows"
+        yield (
+            f"--max_length {max(1, config.max_length // 2)}",
+            "leaves more pairs out" if config.method == "reward" else "cuts rows",
+        )
     if config.method in ("grpo", "rloo"):
         yield f"--max_completion_length {max(1, config.max_completion_length // 2)}", "shorter completions"
     if config.dtype in (None, "float32"):
