@@ -8,6 +8,7 @@ import pytest
 from posttrain.config import CommonConfig, DPOConfig, check_paths
 from posttrain.config.common import DatasetSource
 from posttrain.errors import UserError
+from posttrain.hub_access import check_readable
 
 
 def model_folder(path: Path) -> Path:
@@ -85,3 +86,20 @@ def test_a_folder_that_refuses_files_is_named(tmp_path: Path) -> None:
         locked = Path("/proc/self")
     with pytest.raises(UserError, match=f"output_dir: {locked} is not writable .*; name another place"):
         check_paths(config_with(tmp_path, output_dir=str(locked / "out")))
+
+
+def test_an_adapter_to_a_folder_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path of somebody's may look like a name of the hub, and is asked for once, before anything loads."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_text("")
+    about = adapter / "adapter_config.json"
+    about.write_text('{"base_model_name_or_path": "../models/base"}')
+    config = config_with(tmp_path, model_name_or_path=str(adapter), dataset_name=str(adapter))
+    with pytest.raises(UserError, match=r"its base \.\./models/base .*is no folder here"):
+        check_paths(config)
+    about.write_text('{"base_model_name_or_path": "nobody/base"}')
+    check_paths(config)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"its base nobody/base .*adapter_config.json\): it is not on this machine"):
+        check_readable(config)

@@ -43,6 +43,13 @@ def test_eos_must_not_be_pad(tmp_path: Path) -> None:
     assert load_tokenizer(sampling).eos_token == "<pad>"
 
 
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    """What saving a merged model leaves behind: transformers makes an empty tokenizer of it, whose EOS is nothing."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UserError, match="has no tokenizer files; copy them"):
+        loaded(str(tmp_path))
+
+
 def test_a_tokenizer_without_eos(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
@@ -81,7 +88,8 @@ def test_a_template_from_a_tokenizer_brings_its_tokens(tmp_path: Path) -> None:
         loaded(model, chat_template_path=model)
 
 
-def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(UserError, match="--model_name_or_path: no tokenizer can be loaded from"):
         loaded(str(tmp_path))

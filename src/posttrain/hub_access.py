@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from posttrain.config import CommonConfig, PolicyConfig
+from posttrain.config.paths import adapter_base
 from posttrain.config.rewards import JUDGE
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, TOKEN, address, ask, explain, is_on_hub, is_unreachable, status, token
@@ -77,6 +78,9 @@ def check_readable(config: CommonConfig) -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
+        for name in names:
+            if name.adapter:  # of others, loading tells it as well
+                _find_download(name)
         return
     for name in names:
         if not _can_read(name):
@@ -93,6 +97,15 @@ class _Name(NamedTuple):
     name: str
     kind: str = "models"
     revision: str = "main"
+    adapter: str = ""  # the folder whose file names it
+
+    def __str__(self) -> str:
+        if not self.adapter:
+            return f"--{self.flag} {self.name}"
+        return (
+            f"--{self.flag} {self.adapter} is an adapter; its base {self.name} (base_model_name_or_path in its "
+            "adapter_config.json)"
+        )
 
 
 def _names(config: CommonConfig) -> Iterator[_Name]:
@@ -108,6 +121,10 @@ def _names(config: CommonConfig) -> Iterator[_Name]:
             name = source.partition(":")[2] if source.startswith((*TASKS, JUDGE)) else source
             if not source.startswith(JUDGE):
                 found.append(_Name(flag, name, revision=config.reward_model_revision))
+    for one in list(found):
+        base = adapter_base(one.name) if one.name else None
+        if base is not None:
+            found.append(_Name(one.flag, base, adapter=one.name))
     paths = [config.dataset_name or "", *(source.path for source in config.datasets if source.path not in BUILDERS)]
     found += [_Name("dataset_name" if config.dataset_name else "datasets", path, "datasets") for path in paths]
     yield from (one for one in dict.fromkeys(found) if one.name and is_on_hub(one.name))
@@ -125,7 +142,7 @@ def _can_read(name: _Name) -> bool:
         # A mirror may not know the first question, and then loading tells.
         answers = ("GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError")
         if status(error) == 401 or type(error).__name__ in answers:
-            raise explain(error, f"--{name.flag} {name.name}") or error from None
+            raise explain(error, str(name)) or error from None
     return True
 
 
@@ -137,7 +154,7 @@ def _find_download(name: _Name) -> None:
     files = ("config.json", "adapter_config.json", "tokenizer_config.json")
     found = (try_to_load_from_cache(name.name, file, revision=name.revision) for file in files)
     if name.kind == "models" and not any(isinstance(path, str) for path in found):
-        raise explain(LocalEntryNotFoundError(name.name), f"--{name.flag} {name.name}") or AssertionError
+        raise explain(LocalEntryNotFoundError(name.name), str(name)) or AssertionError
 
 
 def _stay_offline() -> None:

@@ -1,5 +1,6 @@
 """Cheap checks of the paths in a config, before anything is imported or loaded."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -82,6 +83,20 @@ def _check_exists(name: str, text: str, wanted: str) -> None:
     raise UserError(f"{name}: {text} does not exist; {advice}")
 
 
+def adapter_base(folder: str) -> str | None:
+    """The model that an adapter was trained on, by its own file; None where the folder holds no adapter, or a file that
+    cannot be read, which loading it will tell.
+
+    Args:
+        folder: as the user gave it.
+    """
+    try:
+        about = json.loads((Path(folder).expanduser() / "adapter_config.json").read_text(encoding="utf-8"))
+        return about["base_model_name_or_path"] or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_model(name: str, text: str) -> None:
     """Check that what is named as a model is a folder with a model in it, or may be a hub id.
 
@@ -90,7 +105,7 @@ def check_model(name: str, text: str) -> None:
         text: as the user gave it.
 
     Raises:
-        UserError: it is a file, a folder without a model, or a path that does not exist.
+        UserError: it is a file, a folder without a model, a path that does not exist, or an adapter to one.
     """
     path = Path(text).expanduser()
     if path.is_file():
@@ -107,6 +122,13 @@ def check_model(name: str, text: str) -> None:
     if not any(next(path.glob(pattern), None) for pattern in (*WEIGHTS, "adapter_model.bin")):
         raise UserError(
             f"{name}: {text} holds no weights (*.safetensors or pytorch_model.bin); save or copy them there",
+            "troubleshooting.md#model-loading",
+        )
+    base = adapter_base(text)
+    if base is not None and _looks_local(base) and not Path(base).expanduser().exists():
+        raise UserError(
+            f"{name}: {text} is an adapter, and its base {base} (base_model_name_or_path in its adapter_config.json) "
+            "is no folder here; write there where it is",
             "troubleshooting.md#model-loading",
         )
 

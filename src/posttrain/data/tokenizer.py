@@ -12,6 +12,18 @@ from posttrain.hub import explain
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Any of these is in every folder that save_pretrained of a tokenizer writes, or that older tools have made.
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
 _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
@@ -63,6 +75,13 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
 def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any((folder / file).is_file() for file in _FILES):
+        raise UserError(
+            f"{flag}: {name} has no tokenizer files; copy them from the folder of the model that it was made of, or "
+            "save that model's tokenizer there too",
+            "troubleshooting.md#model-loading",
+        )
     # The revision is the model's: a template's tokenizer has its own history.
     revision = config.model_revision if name == config.model_name_or_path else "main"
     try:
