@@ -34,9 +34,16 @@ WAYS = [
 ]
 # What each method is run with; together they come by adapters, a reference of every kind, evaluation, accumulation.
 METHODS = {
-    "sft": ["--packing", "--max_length", "64"],
-    "reward": ["--use_peft", "--lora_dropout", "0"],
-    "dpo": ["--precompute_ref_log_probs", "--loss_type", "sigmoid", "sft"],
+    "sft": ["--packing", "--max_length", "64", "--load_best_model_at_end"],
+    "reward": ["--use_peft", "--lora_dropout", "0", "--logging_steps", "3"],
+    "dpo": [
+        "--precompute_ref_log_probs",
+        "--train_sampling_strategy",
+        "group_by_length",
+        "--loss_type",
+        "sigmoid",
+        "sft",
+    ],
     "grpo": ["--beta", "0.1", "--sync_ref_model", "--ref_model_sync_steps", "2", "--steps_per_generation", "4"],
     "rloo": ["--use_peft", "--lora_dropout", "0"],
 }
@@ -77,7 +84,7 @@ def alone(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     def of(method: str) -> tuple[dict[str, Any], Path]:
         if method not in done:
             start = run_policy if method in ("grpo", "rloo") else run
-            done[method] = start(method, base, rows[method], folder / method, *words(method, 1))
+            done[method] = start(method, base, rows[method], folder / method, *words(method, 1), *CHECKPOINTS)
         return done[method], folder / method
 
     return of
@@ -119,6 +126,10 @@ def launch(way: str, commands: list[list[str]], folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-5000:]
 
 
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
 def state_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")))
 
@@ -136,6 +147,8 @@ def test_the_same_losses_and_weights_as_one_process(way: str, method: str, alone
     wanted, actual = logged(expected), logged(state_of(two))
     assert [line.keys() for line in actual] == [line.keys() for line in wanted]
     assert sum("eval_loss" in line for line in wanted) == 2
+    ends = [state["log_history"][-1]["train_loss"] for state in (expected, state_of(two))]
+    assert ends[1] == pytest.approx(ends[0], rel=2e-4, abs=2e-5)
     for line, other in zip(wanted, actual, strict=True):
         for name, value in line.items():
             assert other[name] == pytest.approx(value, rel=2e-4, abs=2e-5), (name, line["step"])
@@ -144,7 +157,7 @@ def test_the_same_losses_and_weights_as_one_process(way: str, method: str, alone
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=0, atol=2e-3, msg=name)
-    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir() if path.is_file()}
+    assert files_of(one) == files_of(two)
 
 
 @pytest.mark.parametrize("method", METHODS)

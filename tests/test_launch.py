@@ -1,8 +1,10 @@
 """How many processes start, what is said before they do, and how they end."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,45 @@ def test_the_launcher_ends_as_its_processes_do(end: str, code: int, tmp_path: Pa
     )
     assert (done.returncode, done.stderr) == (code, "")
     assert command[0] == sys.executable
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)])
+def test_a_file_for_one_process_ends_as_that_process_does(end: str, code: int, tmp_path: Path) -> None:
+    script, file = tmp_path / "child.py", tmp_path / "one.yaml"
+    script.write_text(f"import os, sys\n{end}\n")
+    file.write_text('distributed_type: "NO"\nnum_processes: 1\n')
+    launch = LaunchOptions(config_file=str(file))
+    command = launcher_command(launch, [str(script)])
+    done = subprocess.run(command, env=os.environ | launcher_environment(launch), capture_output=True, timeout=60)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent has died")
+@pytest.mark.parametrize("number", [2, 1])
+def test_nobody_is_left_when_the_command_is_killed(number: int, tmp_path: Path) -> None:
+    script, file = tmp_path / "child.py", tmp_path / "file.yaml"
+    script.write_text(
+        "import os, pathlib, sys, time\npathlib.Path(sys.argv[1], str(os.getpid())).touch()\ntime.sleep(60)\n"
+    )
+    kind = '"NO"' if number == 1 else "MULTI_CPU"
+    file.write_text(f"distributed_type: {kind}\nuse_cpu: true\nnum_processes: {number}\n")
+    launch = LaunchOptions(config_file=str(file))
+    (tmp_path / "pids").mkdir()
+    command = launcher_command(launch, [str(script), str(tmp_path / "pids")])
+    program = (
+        "import json, os, sys\nfrom posttrain.launch import supervise\nsupervise(json.loads(sys.argv[1]), os.environ)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, json.dumps(command)], env=os.environ | launcher_environment(launch)
+    )
+    deadline = time.monotonic() + 40
+    while len(list((tmp_path / "pids").iterdir())) < number and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    assert len(children) == number
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -21,7 +21,7 @@ from posttrain.cli import main
 from posttrain.config import parse_command_line
 from posttrain.errors import UserError
 from posttrain.scoring import Scorer
-from posttrain.trainer_flags import EmbeddingNoise, tokens_of_sequences, with_lengths
+from posttrain.trainer_flags import EmbeddingNoise, LengthGroups, tokens_of_sequences, with_lengths
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +200,18 @@ def test_schedules_that_take_settings(tmp_path: Path) -> None:
     values = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     for name, settings in (("warmup_stable_decay", {"num_decay_steps": 5}), ("cosine_with_min_lr", {"min_lr": 1e-6})):
         assert checked_arguments(values | {"lr_scheduler_type": name, "lr_scheduler_kwargs": settings}, {})
+
+
+def test_rows_by_length_in_an_order_of_the_seed_and_the_epoch() -> None:
+    lengths = list(range(100))
+    order = LengthGroups(lengths, together=10, seed=1)
+    first = list(order)
+    torch.rand(7)  # whatever else is drawn
+    assert list(order) == first
+    assert sorted(first) == lengths
+    longest = [[lengths[row] for row in first[i : i + 10]] for i in range(0, 100, 10)]
+    assert all(part == sorted(part, reverse=True) for part in longest[1:])
+    order.set_epoch(1)
+    second = list(order)
+    assert second != first
+    assert list(LengthGroups(lengths, together=10, seed=2)) not in (first, second)

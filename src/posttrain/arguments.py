@@ -53,6 +53,10 @@ def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Ar
         raise UserError(
             "--fsdp shards a model over processes, and this is one; add --num_processes, or leave --fsdp out"
         )
+    if arguments.train_sampling_strategy == "batch_rebalance" and arguments.world_size > 1:
+        raise UserError(
+            "--train_sampling_strategy batch_rebalance is for one process here; take group_by_length or random"
+        )
     optim, schedule = (str(getattr(one, "value", one)) for one in (arguments.optim, arguments.lr_scheduler_type))
     with _complaints_about(f"--optim {optim}: "):
         _try_optimizer(arguments, optim)

@@ -43,7 +43,7 @@ class ShardedTrainer(Trainer):
         if not is_sharded(self.args):
             super().save_model(output_dir, _internal_call)
             return
-        state = whole_state_dict(self.model, keep=self.args.should_save)
+        state = whole_state_dict(self.model, self._skeleton if self.args.should_save else None)
         if self.args.should_save:
             wrapped, self.model = self.model, self._skeleton
             self._save(output_dir or self.args.output_dir, state)
@@ -75,13 +75,24 @@ class ShardedTrainer(Trainer):
                 page="distributed.md",
             )
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self._keeps_parts:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
+    def _load_best_model(self) -> None:
+        if self._keeps_parts:
+            self._load_part(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _load_part(self, checkpoint: str) -> dict[str, Any]:
+        """Takes this process's weights back; returns all of its part."""
         part = torch.load(self._part_file(checkpoint), weights_only=True)
         with torch.no_grad():
             for name, parameter in self.model_wrapped.named_parameters():
                 parameter.copy_(part["weights"][name])
+        return part
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._keeps_parts:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        part = self._load_part(checkpoint)
         self.optimizer.load_state_dict(part["optimizer"])
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))

@@ -121,18 +121,20 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                     yield _plain(name), parameter.data
 
 
-def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+def whole_state_dict(model: nn.Module, like: nn.Module | None) -> dict[str, torch.Tensor]:
     """What a model folder holds of a model that FSDP or DeepSpeed has spread, on the CPU; called by all processes.
 
     Args:
         model: wrapped.
-        keep: whether this process wants it; the others get an empty one.
+        like: its skeleton, whose types the weights get (mixed precision trains on wider ones); None: this process does
+            not want the state, and gets an empty one.
     """
     state = {}
+    types = {} if like is None else {name: parameter.dtype for name, parameter in like.named_parameters()}
     for name, whole in whole_parameters(model):
-        if keep:
-            state[name] = whole.detach().to("cpu", copy=True)
-    for prefix, module in model.named_modules() if keep else ():
+        if like is not None:
+            state[name] = whole.detach().to("cpu", types[name], copy=True)
+    for prefix, module in model.named_modules() if like is not None else ():
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
                 state[_plain(name)] = buffer.detach().to("cpu", copy=True)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILLER = -1
-# The order of the others is drawn from states that accelerate aligns between processes, in loaders of its own.
-_SHARED_ORDERS = (None, "random", "sequential")
 
 
 def train_loader(trainer: PostTrainer, plain: Callable[[], DataLoader[Any]]) -> DataLoader[Any]:
@@ -51,7 +49,7 @@ def train_loader(trainer: PostTrainer, plain: Callable[[], DataLoader[Any]]) -> 
         batch_size = trainer._train_batch_size
         return rows.loader(trainer.data_collator, batch_size, args.world_size, args.process_index, number)
     loader = plain()
-    if not _is_divided_here(trainer) or args.train_sampling_strategy not in _SHARED_ORDERS:
+    if not _is_divided_here(trainer):
         return loader
     order: Any = loader.batch_sampler  # accelerate's part of all batches
     return _shared(trainer, rows, order.batch_sampler)

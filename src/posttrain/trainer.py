@@ -210,6 +210,11 @@ class PostTrainer(HubTrainer, PackedTrainer, ShardedTrainer):
         """Over all logged steps of this process's training, evaluation not counted; 0 before the first."""
         return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # What has not been logged: of all processes, as what has.
+        self._tr_loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
+        return super()._finalize_training(*args, **kwargs)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see transformers.Trainer.train."""
         self._clock, self._step_of_last_log = time.perf_counter(), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from posttrain.batch import NO_PARENT, PackedBatch
 from posttrain.errors import UserError
@@ -39,6 +42,15 @@ class PackedTrainer(Trainer):
         if self._noise is not None:
             self._noise.attach(self.accelerator.unwrap_model(self.model))
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of rows; that by length comes from the seed and the epoch, whatever else has been drawn."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        together = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(list(rows[self.args.length_column_name]), together, seed)
+
     def training_step(self, model: nn.Module, inputs: PackedBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A forward and backward pass, with noise on the embeddings where NEFTune is asked for."""
         if self._noise is None:
@@ -52,7 +64,7 @@ class PackedTrainer(Trainer):
     def _track_num_input_tokens(self, inputs: PackedBatch) -> None:
         """For `--include_num_input_tokens_seen`; there is no padding to be told from tokens."""
         if self.args.include_num_input_tokens_seen != "no":
-            here = torch.tensor(inputs.num_tokens, device=self.args.device)
+            here = torch.tensor(0 if inputs.is_filler else inputs.num_tokens, device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.gather(here).sum().item())
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -75,6 +87,31 @@ def with_lengths(rows: Dataset, column: str) -> Dataset:
     lengths = pa.array(np.sum(counts, axis=0).astype(np.int64))
     rows = rows.remove_columns(column) if column in rows.column_names else rows
     return rows.add_column(column, lengths.to_pylist())
+
+
+class LengthGroups(Sampler[int]):
+    """Rows in a random order in which those of similar lengths stand together.
+
+    Args:
+        lengths: of the rows.
+        together: rows of an optimizer step.
+        seed: with the number of the epoch, decides.
+    """
+
+    def __init__(self, lengths: list[int], together: int, seed: int):
+        self.lengths, self.together, self.seed, self.epoch = lengths, together, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        draws = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(draws)
+        return iter(get_length_grouped_indices(self.lengths, self.together, generator=generator))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of another epoch."""
+        self.epoch = epoch
 
 
 class EmbeddingNoise:

@@ -73,10 +73,16 @@ def run(method: Method) -> dict[str, float]:
             scorer = method.make_scorer(model)
             if config.work_dir is not None:
                 arguments.output_dir = str(Path(config.work_dir) / fingerprint(method, train, evaluation, model))
+                _check_something_to_resume(config, arguments.output_dir)
             datasets = method.setup(model, scorer, datasets, arguments.device)
         return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts)
     finally:
         method.close()
+
+
+def _check_something_to_resume(config: CommonConfig, folder: str) -> None:
+    if config.resume_from_checkpoint is True and not any(Path(folder).glob("checkpoint-*")):
+        raise UserError(f"--resume_from_checkpoint: there is no checkpoint of this run in {folder}; leave the flag out")
 
 
 def _load(method: Method, tokenizer: Any, arguments: TrainingArguments) -> transformers.PreTrainedModel:

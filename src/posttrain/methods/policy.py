@@ -239,7 +239,7 @@ class PolicyMethod(Method):
             if off_policy or needs_kl:
                 drawn = None if in_evaluation else [rollouts[i] for i in places]  # there at another temperature
                 logprobs = self._sampled_logprobs(trainer, batch, drawn)
-                if needs_kl:
+                if needs_kl and not batch.is_filler:
                     lengths = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences)
                     kl += zip(places, self.kl_of(batch, logprobs).tolist(), lengths.tolist(), strict=True)
                 if off_policy:

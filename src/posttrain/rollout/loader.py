@@ -179,8 +179,10 @@ class EvalRollouts(torch.utils.data.Dataset[PackedBatch]):
         first, is_last = index * self.num_prompts, index == len(self) - 1
         rows = range(first, len(self.collector.rows) if is_last else first + self.num_prompts)
         rollouts = self.collector.collect([(row, row) for row in rows])
-        places = list(self.collector.share(len(rollouts)))
+        own_places = list(self.collector.share(len(rollouts)))
+        places = own_places or [0]  # somebody's, with nothing of it counted: the others' calls want this process too
         own = pack_rollouts([rollouts[i] for i in places], self.collector.rows, mask_truncated=False)
+        own = dataclasses.replace(own, is_filler=not own_places)
         batches, metrics, advantages = self.complete(rollouts, [(places, own)])
         self.observe(rollouts, advantages, metrics)
         return batches[0]
