@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from posttrain import cli
-from posttrain.cli import COMMANDS, main
-from posttrain.config import METHODS, LaunchOptions, SFTConfig, parse_command_line
+from posttrain.cli import main
+from posttrain.config import COMMANDS, METHODS, LaunchOptions, SFTConfig, parse_command_line
 from posttrain.errors import UserError
 from posttrain.experiment.params import read_section, stage_config
 from posttrain.launch import LAUNCHED, launcher_command, launcher_environment, supervise, train

@@ -14,8 +14,8 @@ import pytest
 
 from posttrain import cli
 from posttrain.cli import main
-from posttrain.completion import COMMANDS, KNOWN_VALUES, SHELLS, commands, options_of
-from posttrain.config import METHODS
+from posttrain.completion import KNOWN_VALUES, SHELLS, commands, options_of
+from posttrain.config import COMMANDS, METHODS
 from posttrain.config.effects import refused
 from posttrain.config.fields import flags_of
 from posttrain.rollout.rewards.functions import FUNCTIONS
@@ -171,7 +171,7 @@ def test_after_a_value_come_flags_and_no_negations_unasked(folder: Path) -> None
 
 
 def test_what_is_offered_exists() -> None:
-    assert COMMANDS.keys() == cli.COMMANDS.keys()
+    assert COMMANDS.keys() == cli._RUN.keys()
     assert set(KNOWN_VALUES["reward_funcs"].split()) == set(FUNCTIONS)
     assert set(KNOWN_VALUES["accelerate_config"].split()) == {
         path.stem for path in (ROOT / "accelerate_configs").iterdir()

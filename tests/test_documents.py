@@ -102,7 +102,7 @@ def write_files_of(document: str, folder: Path) -> None:
 
 
 def check_posttrain(words: list[str], folder: Path) -> None:
-    from posttrain.cli import COMMANDS
+    from posttrain.config import COMMANDS
 
     if words and words[0] in COMMANDS:
         check_other_command(*words)

@@ -5,9 +5,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import NamedTuple
 
-from posttrain.config import METHODS, CommonConfig, PolicyConfig, help_page, parse_command_line, suggestion
+from posttrain.config import COMMANDS, METHODS, CommonConfig, PolicyConfig, help_page, parse_command_line, suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.launch import train
 
@@ -40,7 +39,7 @@ def _run_command(words: list[str]) -> int:
         return 0
     name, *rest = words
     if name in COMMANDS:
-        return COMMANDS[name].run(rest)
+        return _RUN[name](rest)
     if name not in METHODS:
         known = [*METHODS, *COMMANDS]
         raise UserError(f"{name!r} is no method or command ({', '.join(known)}){suggestion(name, known)}")
@@ -92,23 +91,11 @@ def _completion(words: list[str]) -> int:
     return completion.run(words)
 
 
-class Command(NamedTuple):
-    """A command that trains nothing."""
-
-    summary: str
-    run: Callable[[list[str]], int]
-
-
-COMMANDS = {
-    "inspect": Command("what a data set is good for, what a model sees of it, and a command to start with", _inspect),
-    "env": Command("versions, devices and what works here, to paste into a bug report", _environment),
-    "completion": Command("a script that completes commands and flags in bash, zsh or fish", _completion),
-}
+_RUN: dict[str, Callable[[list[str]], int]] = {"inspect": _inspect, "env": _environment, "completion": _completion}
 
 
 def _overview() -> str:
     summaries = {name: config.summary for name, config in METHODS.items()}
-    commands = {name: command.summary for name, command in COMMANDS.items()}
     return "\n".join(
         [
             "Usage: posttrain METHOD --model_name_or_path MODEL --dataset_name DATA [--flag value ...]",
@@ -118,7 +105,7 @@ def _overview() -> str:
             *(f"  {name:<12}{summary}" for name, summary in summaries.items()),
             "",
             "Commands:",
-            *(f"  {name:<12}{summary}" for name, summary in commands.items()),
+            *(f"  {name:<12}{summary}" for name, summary in COMMANDS.items()),
             "",
             "To begin with: posttrain inspect DATA --model_name_or_path MODEL",
             "posttrain METHOD --help lists a method's flags; posttrain --version tells the version.",

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from posttrain.config import METHODS, LaunchOptions, suggestion
+from posttrain.config import COMMANDS, METHODS, LaunchOptions, suggestion
 from posttrain.config.common import DataFlags, ModelFlags
 from posttrain.config.effects import refused
 from posttrain.config.fields import flags_of, is_bool, takes_list
@@ -30,7 +30,6 @@ KNOWN_VALUES = {
     "attn_implementation": "sdpa eager flash_attention_2 flex_attention",
 }
 SWITCH = ("true", "false")
-COMMANDS = {"inspect": "look at a data set", "env": "versions and devices", "completion": "a script for a shell"}
 
 
 class Option(NamedTuple):

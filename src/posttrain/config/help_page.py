@@ -13,6 +13,12 @@ from posttrain.config.flag_words import default_of, placeholder, written
 from posttrain.config.methods import METHODS
 from posttrain.config.parse import FileOption, LaunchOptions
 
+# What stands beside the methods, and what it is for.
+COMMANDS = {
+    "inspect": "what a data set is good for, what a model sees of it, and a command to start with",
+    "env": "versions, devices and what works here, to paste into a bug report",
+    "completion": "a script that completes commands and flags in bash, zsh or fish",
+}
 SET_FIRST = [
     "model_name_or_path",
     "dataset_name",
