@@ -122,6 +122,13 @@ def test_columns_that_the_data_must_have(tmp_path: Path) -> None:
         check_columns(needs, ["prompt"], "data.jsonl")
 
 
+@pytest.mark.parametrize("name", ["log_extra", "log_metric", "trainer_state"])
+def test_what_functions_for_trl_are_given(name: str) -> None:
+    with pytest.raises(UserError, match=f"takes '{name}', which posttrain does not pass: give it a default"):
+        check_columns({"mine": [(name,)]}, ["prompt"], "data.jsonl")
+    check_columns({"mine": [(name,)]}, ["prompt", name], "data.jsonl")
+
+
 def test_what_names_become() -> None:
     config = config_of(
         "get_soft_overlong_punishment",

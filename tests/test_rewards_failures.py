@@ -77,15 +77,16 @@ def test_a_function_that_is_wrong_whatever_the_rows(name: str, message: str) -> 
     assert f"{MINE}:{name}" in str(error.value)
 
 
-def test_too_many_failures_end_the_run() -> None:
+def test_too_many_failures_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
     with rewards_of(f"{MINE}:divide", max_reward_failures=3) as rewards:
         rewards.submit(batch_of(["a", "b", "c"], tag=[0, 0, 0])).result()
         with pytest.raises(UserError) as error:
-            rewards.submit(batch_of(["d"], tag=[0])).result()
+            rewards.submit(batch_of(["d"], tag=["x"])).result()
     text = str(error.value)
     assert "failed 4 times, more than --max_reward_failures 3" in text
-    assert text.count("divide at data.jsonl:1: ZeroDivisionError") == 2  # of both batches
-    assert "divide at data.jsonl:3" in text
+    assert text.count("ZeroDivisionError") == caplog.text.count("ZeroDivisionError") == 1  # said once, of three rows
+    assert "divide at 3 rows (data.jsonl:1 to data.jsonl:3): ZeroDivisionError" in text
+    assert "divide at data.jsonl:1: TypeError" in text
 
 
 def test_rows_without_any_opinion_are_told_once(caplog: pytest.LogCaptureFixture) -> None:

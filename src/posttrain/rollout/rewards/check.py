@@ -14,6 +14,9 @@ from posttrain.rollout.rewards.pool import Lane
 from posttrain.rollout.rewards.rubric import Rubric
 from posttrain.rollout.rewards.sources import Source, function_name, reward_sources
 
+# Arguments that TRL hands to reward functions and posttrain does not.
+NOT_PASSED = ("log_extra", "log_metric", "trainer_state")
+
 # The columns that each reward needs, by its name; of each group one.
 Needs = dict[str, list[tuple[str, ...]]]
 
@@ -75,6 +78,12 @@ def check_columns(needs: Needs, columns: Iterable[str], where: str) -> None:
     for name, groups in needs.items():
         for group in groups:
             if not set(group) & set(known):
+                if group[0] in NOT_PASSED:
+                    raise UserError(
+                        f"the reward {name} takes {group[0]!r}, which posttrain does not pass: give it a default "
+                        f"({group[0]}=None), or take **kwargs in its place",
+                        "rewards.md#your-own",
+                    )
                 near = "" if len(group) > 1 else suggestion(group[0], known)
                 raise UserError(
                     f"{where}: the reward {name} needs the column {' or '.join(group)}, and the data has "

@@ -118,7 +118,7 @@ class Rewards:
         self._rewards, self._max_failures = rewards, max_failures
         self.names = [reward.name for reward in rewards]
         self.num_failures = 0
-        self._first_failures: list[str] = []
+        self._first_failures: dict[tuple[str, str], str] = {}  # by reward and reason
         self._has_been_silent = False
 
     @property
@@ -146,15 +146,20 @@ class Rewards:
             UserError: it is too much.
         """
         for name, one in zip(self.names, scores, strict=True):
+            # One that fails on every row says so once: its rows by its reason.
+            rows_of: dict[str, list[Sequence[int]]] = {}
             for failure in one.failures:
-                places = [batch.places[row] for row in failure.rows]
+                rows_of.setdefault(failure.reason, []).append(failure.rows)
+            self.num_failures += len(one.failures)
+            for reason, groups in rows_of.items():
+                places = [batch.places[row] for rows in groups for row in rows]
                 where = places[0] if len(places) == 1 else f"{len(places)} rows ({places[0]} to {places[-1]})"
-                text = f"{name} at {where}: {failure.reason}"
+                text = f"{name} at {where}: {reason}"
                 logger.warning("reward failed, which counts as no opinion: %s", text)
-                self.num_failures += 1
-                self._first_failures += [text] * (len(self._first_failures) < _FAILURES_SHOWN)
+                if len(self._first_failures) < _FAILURES_SHOWN:
+                    self._first_failures.setdefault((name, reason), text)
         if self.num_failures > self._max_failures:
-            shown = "".join(f"\n  {text}" for text in self._first_failures)
+            shown = "".join(f"\n  {text}" for text in self._first_failures.values())
             raise UserError(
                 f"rewards failed {self.num_failures} times, more than --max_reward_failures {self._max_failures}; the "
                 f"first failures:{shown}\nMend the reward (or give it longer with --reward_timeout), or bear more.",
