@@ -164,9 +164,11 @@ def peer_python(given: Path | None) -> Path:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    default_data = os.environ.get("POSTTRAIN_DATA", ROOT.parent / "shared/data")
     parser.add_argument(
-        "--data", type=Path, default=default_data, help="folder with gsm8k_train.jsonl and hh_harmless_test.jsonl.gz"
+        "--data",
+        type=Path,
+        default=os.environ.get("POSTTRAIN_DATA"),
+        help="folder with gsm8k_train.jsonl and hh_harmless_test.jsonl.gz; unset: $POSTTRAIN_DATA",
     )
     parser.add_argument("--methods", nargs="+", choices=list(LEARNING_RATES), default=list(LEARNING_RATES))
     parser.add_argument("--steps", type=int, default=12, help="steps a run")
@@ -175,6 +177,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer_python", type=Path, help="an environment with trl, in place of .venv-peer")
     parser.add_argument("--to", type=Path, default=ROOT / "work/bench", help="folder of the results")
     args = parser.parse_args()
+    if args.data is None:
+        parser.error(
+            "no data: name a folder with gsm8k_train.jsonl and hh_harmless_test.jsonl.gz by --data or POSTTRAIN_DATA"
+        )
     missing = [name for name in ("gsm8k_train.jsonl", "hh_harmless_test.jsonl.gz") if not (args.data / name).is_file()]
     if missing:
         parser.error(f"{args.data} holds no {' and no '.join(missing)}: name the folder with --data or POSTTRAIN_DATA")

@@ -77,7 +77,9 @@ class ModelFlags:
     eos_token: str | None = flag(None, "Token that ends a turn, such as <|im_end|>; unset: the tokenizer's.")
     pad_token: str | None = flag(None, "Padding token; unset: the tokenizer's.")
     chat_template_path: str | None = flag(None, "Chat template: a .jinja file, or a folder or hub id that has one.")
-    activation_offloading: bool = flag(False, "Keep the activations for the backward pass in CPU memory.")
+    activation_offloading: bool = flag(
+        False, "Keep activations for the backward pass in CPU memory; without a GPU: does nothing."
+    )
     ignore_bias_buffers: bool = flag(False, "Keep boolean buffers out of DistributedDataParallel.")
 
 
@@ -112,7 +114,7 @@ class DataFlags:
 
     dataset_name: str | None = flag(None, "The rows: a file, a folder or a hub id.")
     dataset_config: str | None = flag(None, "Configuration of a hub dataset.")
-    dataset_train_split: str = flag("train", "Split to train on.")
+    dataset_train_split: str = flag("train", "Split to train on, or part of it, such as train[:1000].")
     dataset_test_split: str = flag("test", "Split to evaluate on.")
     dataset_streaming: bool = flag(False, "Tokenise rows as they are read, and keep none on disk; needs max_steps.")
     datasets: list[DatasetSource] = flag(
