@@ -40,8 +40,8 @@ def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from (f"{key}.{inner}" for inner in secrets_in(value))
-        elif isinstance(value, str) and key.lower() in _SECRET_KEYS:
-            yield key
+        elif isinstance(value, str) and str(key).lower() in _SECRET_KEYS:
+            yield str(key)
 
 
 @dataclass(kw_only=True)
