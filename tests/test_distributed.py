@@ -35,7 +35,7 @@ WAYS = [
 # What each method is run with; together they come by adapters, a reference of every kind, evaluation, accumulation.
 METHODS = {
     "sft": ["--packing", "--max_length", "64", "--load_best_model_at_end"],
-    "reward": ["--use_peft", "--lora_dropout", "0", "--logging_steps", "3"],
+    "reward": ["--use_peft", "--lora_dropout", "0", "--logging_steps", "2", "--max_steps", "5"],
     "dpo": [
         "--precompute_ref_log_probs",
         "--train_sampling_strategy",
@@ -146,7 +146,7 @@ def test_the_same_losses_and_weights_as_one_process(way: str, method: str, alone
     two = together(way) / method
     wanted, actual = logged(expected), logged(state_of(two))
     assert [line.keys() for line in actual] == [line.keys() for line in wanted]
-    assert sum("eval_loss" in line for line in wanted) == 2
+    assert sum("eval_loss" in line for line in wanted) >= 2
     ends = [state["log_history"][-1]["train_loss"] for state in (expected, state_of(two))]
     assert ends[1] == pytest.approx(ends[0], rel=2e-4, abs=2e-5)
     for line, other in zip(wanted, actual, strict=True):

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
+from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -141,10 +142,12 @@ def with_stored_logprobs(
     assert model is not None
     key = hashlib.sha256(f"{digest_of_model(model)} {dataset._fingerprint} {model.dtype}".encode()).hexdigest()[:32]
     path = folder / f"{key}.arrow"
-    if path.exists():
-        logger.warning("Reference log-probs: read from %s", path)
-    else:
-        _store_logprobs(reference, model, dataset, collate, path, batch_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # of several processes on a machine one computes, the others read
+        if path.exists():
+            logger.warning("Reference log-probs: read from %s", path)
+        else:
+            _store_logprobs(reference, model, dataset, collate, path, batch_size)
     return concatenate_datasets([dataset, Dataset.from_file(str(path))], axis=1)
 
 
@@ -156,7 +159,6 @@ def _store_logprobs(
     path: Path,
     batch_size: int,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}")
     schema = pa.schema([(COLUMN, pa.list_(pa.float32()))])
     with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_stream(file, schema) as stream:

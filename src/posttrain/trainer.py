@@ -75,6 +75,8 @@ class PostTrainer(HubTrainer, PackedTrainer, ShardedTrainer):
         **kwargs: of transformers.Trainer; the collator is the method's.
     """
 
+    _tr_loss: torch.Tensor
+
     def __init__(self, method: Method, scorer: Any, **kwargs: Any):
         self.method = method
         self.scorer = scorer

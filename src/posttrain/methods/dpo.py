@@ -60,7 +60,12 @@ class DPO(Method):
         folder = cache_root(config.cache_dir) / "reference"
         batch_size = config.precompute_ref_batch_size or config.per_device_train_batch_size or 8
         reference, self.reference = self.reference, None
-        return [with_stored_logprobs(reference, rows, self.collate, folder, batch_size) for rows in datasets]
+        assert reference.model is not None
+        before = reference.model.device  # a policy whose weights are to be spread waits on the CPU
+        reference.model.to(device)
+        stored = [with_stored_logprobs(reference, rows, self.collate, folder, batch_size) for rows in datasets]
+        reference.model.to(before)
+        return stored
 
     def callbacks(self) -> list[TrainerCallback]:
         if not self.config.sync_ref_model:
