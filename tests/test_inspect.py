@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers_data import MARKED_TEMPLATE, bot, make_tokenizer, user, write_jsonl
-from helpers_inspect import USER_AND_BOT, example_of, inspect, write_model_folder
+from helpers_inspect import USER_AND_BOT, commands_of, example_of, inspect, write_model_folder
 from tiny import write_base, write_preference, write_prompts, write_sft
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -195,16 +195,22 @@ def test_rows_without_an_answer_are_told(letters: Path, tmp_path: Path, capsys: 
     assert inspect(capsys, write_jsonl(tmp_path / "empty.jsonl", [{}])).code == 1
 
 
-def test_pad_that_is_eos_ends_with_the_tokenizer_s_message(tmp_path: Path, capsys: Capture) -> None:
+def test_pad_that_is_eos_is_a_finding(tmp_path: Path, capsys: Capture) -> None:
+    """Training refuses it; what else there is to know is told, and the commands name the token for padding."""
     model = write_model_folder(tmp_path / "model")
     made = make_tokenizer()
     made.pad_token = made.eos_token
     made.save_pretrained(model)
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "abc"}])
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}])
     report = inspect(capsys, path, "--model_name_or_path", model)
-    assert report.code == 2
-    assert "✓ sft" in report.text  # what can be said without a tokenizer comes first
-    assert "eos_token and pad_token" in report.error
+    assert report.code == 1
+    assert "✗ eos_token and pad_token" in report.text and "Lengths" in report.sections
+    first, trial, run = commands_of(report)
+    assert first.startswith("posttrain sft ") and "conversations.jsonl" in first
+    assert "after that, on these rows: 20 steps" in report.text
+    for command in (trial, run):
+        assert command.startswith("posttrain dpo ") and str(path) in command
+    assert all("--pad_token '<pad>'" in command for command in (first, trial, run))
 
 
 def test_colours_are_asked_for_or_not(

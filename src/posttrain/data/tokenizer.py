@@ -40,6 +40,15 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
         UserError: there is no tokenizer or template, a token is not in the vocabulary, EOS is missing, or is PAD where
             texts are trained on.
     """
+    tokenizer = read_tokenizer(config)
+    problem = end_problem(tokenizer, config)
+    if problem is not None:
+        raise UserError(problem, "troubleshooting.md#model-loading")
+    return tokenizer
+
+
+def read_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, of which EOS may be PAD."""
     assert config.model_name_or_path is not None
     tokenizer = _load(config.model_name_or_path, config, "--model_name_or_path")
     if config.chat_template_path is not None:
@@ -60,16 +69,25 @@ def load_tokenizer(config: CommonConfig) -> PreTrainedTokenizerBase:
             f"its special tokens are {_special_tokens(tokenizer)}",
             "troubleshooting.md#model-loading",
         )
+    return tokenizer
+
+
+def end_problem(tokenizer: Any, config: CommonConfig) -> str | None:
+    """What is wrong with an EOS that is PAD too, where texts are trained on; None where nothing is.
+
+    Args:
+        tokenizer: of the run.
+        config: of the run.
+    """
     # Where completions are sampled, none is padded, and their ends come from the model: base models such as
     # Qwen2.5-0.5B, which have one token for both, are trained as they are.
-    if tokenizer.eos_token_id == tokenizer.pad_token_id and config.data_kind != "prompts":
-        raise UserError(
-            f"eos_token and pad_token of {config.model_name_or_path} are both {tokenizer.eos_token!r}: whoever ignores "
-            "padding would ignore the end of the text too, and the model would never learn to stop; give another "
-            f"--pad_token, or --eos_token; its special tokens are {_special_tokens(tokenizer)}",
-            "troubleshooting.md#model-loading",
-        )
-    return tokenizer
+    if tokenizer.eos_token_id != tokenizer.pad_token_id or config.data_kind == "prompts":
+        return None
+    return (
+        f"eos_token and pad_token of {config.model_name_or_path} are both {tokenizer.eos_token!r}: whoever ignores "
+        "padding would ignore the end of the text too, and the model would never learn to stop; give another "
+        f"--pad_token, or --eos_token; its special tokens are {_special_tokens(tokenizer)}"
+    )
 
 
 def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase:

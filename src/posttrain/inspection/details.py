@@ -11,7 +11,7 @@ from posttrain.data.prepare import options_of
 from posttrain.data.readers import Row
 from posttrain.data.splits import open_source
 from posttrain.data.tokenised import Options
-from posttrain.data.tokenizer import load_tokenizer
+from posttrain.data.tokenizer import end_problem, read_tokenizer
 from posttrain.errors import UserError
 from posttrain.inspection.display import WIDTH, Ink, command, item, wrapped
 from posttrain.inspection.example import CLOSE, OPEN, segments_of, show_segment
@@ -54,13 +54,13 @@ def details(
         sections = [iter(item(ink.dim("·"), hint, indent=0)), _start(request, method, rows, columns, None, {}, ink)]
         return True, iter(sections)
     config = request.configs[method]
-    tokenizer: Any = load_tokenizer(config)
+    tokenizer: Any = read_tokenizer(config)
     options = options_of(config, config.data_kind, "train")
     whole = tokenised(tokenizer, rows, config.data_kind, dataclasses.replace(options, max_length=None, packing=None))
     model = describe_model(config, tokenizer)
     room = prompt_limit(whole, model, config) if whole.rows else None
-    of_rewards = _rewards(request, method, columns)
-    found = findings(tokenizer, whole, options) + of_rewards
+    in_the_way = _end(tokenizer, config) + _rewards(request, method, columns)
+    found = findings(tokenizer, whole, options) + in_the_way
     advised = {finding.flags[0].removeprefix("--"): [*finding.flags[1:]] for finding in found if finding.flags}
     if room is not None:
         advised |= {"max_prompt_tokens": [str(room)], "long_prompts": ["drop"]}
@@ -72,7 +72,7 @@ def details(
             advised["max_length"] = [str(limit)]
         sections += [_example(tokenizer, whole, options, ink), show_lengths(whole, cuts, model, config, ink)]
     sections += [_findings(found, whole, ink), _start(request, method, rows, columns, model, advised, ink)]
-    is_sound = not whole.problems and room is None and all(finding.level != "bad" for finding in of_rewards)
+    is_sound = not whole.problems and room is None and all(finding.level != "bad" for finding in in_the_way)
     return is_sound, iter(sections)
 
 
@@ -125,6 +125,16 @@ def _example(tokenizer: Any, whole: Tokens, options: Options, ink: Ink) -> Itera
     yield f"{ink.bold('Example')}  {ink.dim(row.place)}  {title}"
     for segment in segments_of(whole.kind, columns, index):
         yield from show_segment(tokenizer, segment, ink)
+
+
+def _end(tokenizer: Any, config: CommonConfig) -> list[Finding]:
+    """Whether training would refuse EOS and PAD; with a token that is there for padding, if there is one."""
+    problem = end_problem(tokenizer, config)
+    if problem is None:
+        return []
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    pads = [token for token in special if "pad" in token.lower() and token != tokenizer.eos_token]
+    return [Finding("bad", problem, ("--pad_token", pads[0]) if pads else ())]
 
 
 def _rewards(request: Request, method: str, columns: Sequence[str]) -> list[Finding]:

@@ -14,6 +14,7 @@ SMALL_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 _SUFFIX = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "grpo": "GRPO", "rloo": "RLOO"}
 _ADAPTER_RATE = 10  # adapters learn with ten times the rate of all weights, as in TRL's manual
 _TINY = 50_000_000  # parameters; any batch fits
+_OF_TOKENIZER = ("pad_token", "chat_template_path")  # advice that holds for the first fine-tuning too
 _MANY_ROWS = 200  # enough to hold some back
 
 Flags = dict[str, list[str]]  # name → the words behind it
@@ -63,12 +64,17 @@ def starts(facts: Facts) -> list[Start]:
     """
     model = facts.model.name if facts.model else SMALL_MODEL
     steps = []
+    then = ""
     if facts.model and facts.model.base and facts.method != "sft":
         tuned = _output(model, "sft")
         own: Flags = {"dataset_name": ["conversations.jsonl"]} | _memory(facts.model, "sft")
-        why = f"{Path(model).name} seems to be a base model ({facts.model.base}): fine-tune it first, on conversations"
+        own |= {name: facts.advised[name] for name in _OF_TOKENIZER if name in facts.advised}
+        why = (
+            f"{Path(model).name} seems to be a base model ({facts.model.base}): fine-tune it first, on conversations "
+            "(another file, which you need for this)"
+        )
         steps.append(Start(why, _words("sft", model, own, tuned)))
-        model = tuned
+        model, then = tuned, "after that, on these rows: "
     flags = _flags(facts, facts.model)
     output = facts.given.get("output_dir", [_output(model, facts.method)])[0]
     trial = {"max_steps": ["20"], "logging_steps": ["1"]}
@@ -76,12 +82,12 @@ def starts(facts: Facts) -> list[Start]:
         trial_flags = _flags(facts, None) | trial
         steps.append(
             Start(
-                "20 steps of a small model, to see that everything runs",
+                f"{then}20 steps of a small model, to see that everything runs",
                 _words(facts.method, SMALL_MODEL, trial_flags, f"{_output(SMALL_MODEL, facts.method)}-try"),
             )
         )
     else:
-        why = "20 steps, to see that everything runs and fits"
+        why = f"{then}20 steps, to see that everything runs and fits"
         steps.append(Start(why, _words(facts.method, model, flags | trial, f"{output}-try")))
     run = {**flags, **{name: words for name, words in _evaluation(facts).items() if name not in flags}}
     steps.append(Start("the run", _words(facts.method, model, run, output)))
