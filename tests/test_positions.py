@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from tiny import run, run_policy, write_base, write_preference, write_prompts, write_sft
 
+from posttrain.config import SFTConfig
+from posttrain.positions import positions_of
+
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": 32, "vocab_size": 300}
 
 
@@ -32,6 +35,13 @@ def test_more_than_a_table_holds(
     said = capsys.readouterr().err
     assert "give --max_length 32" in said
     assert ("the longest row has" in said) == (words != ["--dataset_streaming"])
+
+
+def test_an_adapter_has_the_positions_of_its_base(tmp_path: Path) -> None:
+    model, adapter = with_positions(tmp_path / "model", **GPT2), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    assert positions_of(SFTConfig(model_name_or_path=str(adapter))) == (32, False)
 
 
 def test_more_than_a_model_with_rotary_positions_has_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from posttrain.config import CommonConfig
+from posttrain.config.paths import adapter_base
 from posttrain.data.build import is_first_process
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
@@ -32,19 +33,21 @@ class Positions(NamedTuple):
 
 
 def positions_of(config: CommonConfig) -> Positions:
-    """Read the config of `model_name_or_path`, no weights.
+    """Read the config of `model_name_or_path`, or of an adapter's base; no weights.
 
     Args:
         config: of the run.
     """
     from transformers import AutoConfig
 
+    base = adapter_base(str(config.model_name_or_path))
+    name, revision = (config.model_name_or_path, config.model_revision) if base is None else (base, "main")
     try:
         about = AutoConfig.from_pretrained(
-            config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+            name, revision=revision, trust_remote_code=config.trust_remote_code
         ).get_text_config()
     except (OSError, ValueError, KeyError):
-        return Positions(None, True)  # an adapter's folder, or a model that cannot be loaded, which loading it tells
+        return Positions(None, True)  # an adapter of the hub, or a model that cannot be loaded, which loading it tells
     is_rotary = any(getattr(about, name, None) for name in ("rope_parameters", "rope_theta"))
     return Positions(getattr(about, "max_position_embeddings", None), is_rotary)
 
