@@ -5,29 +5,19 @@ from pathlib import Path
 
 import pytest
 import transformers
+from helpers_flags import message, parse
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from posttrain.config import CommonConfig, DPOConfig, parse_command_line
+from posttrain.config import DPOConfig, parse_command_line
 from posttrain.config.fields import flags_of
 from posttrain.config.renamed import refusal
 from posttrain.config.training import OPTIMIZERS, SCHEDULERS, TrainingFlags
 from posttrain.errors import UserError
 
-NEEDED = ["--model_name_or_path", "org/model", "--dataset_name", "org/rows"]
 THEIR_FIELDS = {field.name: field for field in dataclasses.fields(transformers.TrainingArguments)}
 
 REFUSED_ARGUMENTS = {"parallelism_config", "do_predict"}
-
-
-def parse(method: str, *words: str) -> CommonConfig:
-    return parse_command_line(method, [*NEEDED, *words])[0]
-
-
-def message(method: str, *words: str) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(method, *words)
-    return str(caught.value)
 
 
 def test_every_training_argument_is_a_flag_or_is_refused_with_a_reason() -> None:

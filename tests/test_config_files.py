@@ -4,22 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers_flags import message, parse
 
-from posttrain.config import CommonConfig, SFTConfig, from_mapping, parse_command_line
+from posttrain.config import SFTConfig, from_mapping, parse_command_line
 from posttrain.config.common import DatasetSource
 from posttrain.errors import UserError
-
-NEEDED = ["--model_name_or_path", "org/model", "--dataset_name", "org/rows"]
-
-
-def parse(method: str, *words: str) -> CommonConfig:
-    return parse_command_line(method, [*NEEDED, *words])[0]
-
-
-def message(method: str, *words: str) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(method, *words)
-    return str(caught.value)
 
 
 def write(path: Path, text: str) -> str:

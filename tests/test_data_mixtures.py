@@ -2,41 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
 from helpers_data import write_jsonl
+from helpers_splits import config, numbers, opened, rows, write_folder
 
-from posttrain.config import DatasetSource, SFTConfig, from_mapping
+from posttrain.config import DatasetSource, from_mapping
 from posttrain.data.prepare import check
-from posttrain.data.sources import Source
-from posttrain.data.splits import Role, open_source
+from posttrain.data.splits import open_source
 from posttrain.errors import UserError
-
-
-def config(**flags: Any) -> SFTConfig:
-    return SFTConfig(model_name_or_path="model", explicit=frozenset(flags), **flags)
-
-
-def numbers(source: Source | None) -> list[int]:
-    assert source is not None
-    return [row.columns["n"] for row in source.rows()]
-
-
-def opened(role: Role = "train", **flags: Any) -> list[int]:
-    return numbers(open_source(config(**flags), role))
-
-
-def rows(start: int, stop: int) -> list[dict[str, int]]:
-    return [{"n": number} for number in range(start, stop)]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_jsonl(tmp_path / "train.jsonl", rows(0, 6))
-    write_jsonl(tmp_path / "validation.jsonl", rows(6, 8))
-    return tmp_path
+    return write_folder(tmp_path)
 
 
 def test_a_mixture(folder: Path) -> None:

@@ -44,7 +44,20 @@ METHODS = {
         "sigmoid",
         "sft",
     ],
-    "grpo": ["--beta", "0.1", "--sync_ref_model", "--ref_model_sync_steps", "2", "--steps_per_generation", "4"],
+    # One completion to evaluate on: a process has none.
+    "grpo": [
+        "--num_generations_eval",
+        "1",
+        "--test_split_size",
+        "1",
+        "--beta",
+        "0.1",
+        "--sync_ref_model",
+        "--ref_model_sync_steps",
+        "2",
+        "--steps_per_generation",
+        "4",
+    ],
     "rloo": ["--use_peft", "--lora_dropout", "0"],
 }
 EVALUATION = ["--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "4"]
@@ -73,7 +86,7 @@ def words(method: str, processes: int) -> list[str]:
     if method == "grpo" and processes == 1:  # as many optimizer steps a generation: two
         extra = [*extra[:-1], "2"]
     sizes = ["--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(pieces)]
-    return [*sizes, "--per_device_eval_batch_size", str(8 // processes), "--max_steps", "4", *extra, *EVALUATION]
+    return [*sizes, "--per_device_eval_batch_size", str(8 // processes), "--max_steps", "4", *EVALUATION, *extra]
 
 
 @pytest.fixture(scope="module")
