@@ -192,3 +192,19 @@ def test_the_page_on_rewards_holds(tmp_path: Path, repository: Path) -> None:
         assert f"| `{name}` |" in page
     flags = flags_of(RewardSourceFlags)
     assert all(f"--{name}" in page for name in flags)
+
+
+def test_a_language_model_gives_no_scores(tmp_path: Path) -> None:
+    """Its config tells so; one with weights that are no language model's alone may."""
+    (tmp_path / "model.safetensors").touch()
+    for kinds, expected in [
+        ('["Qwen2ForCausalLM"]', True),
+        ('["Qwen2ForSequenceClassification"]', False),
+        ("5", False),
+    ]:
+        (tmp_path / "config.json").write_text(f'{{"architectures": {kinds}}}' if kinds != "5" else kinds)
+        if expected:
+            told = mistake(reward_model_name_or_path=str(tmp_path))
+            assert f"--reward_model_name_or_path {tmp_path}: it has no score head" in told
+        else:
+            check_rewards(config_of(reward_model_name_or_path=str(tmp_path)))

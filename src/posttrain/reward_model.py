@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from posttrain.config.paths import adapter_on_adapter
+from posttrain.config.paths import adapter_on_adapter, no_score_head
 from posttrain.errors import UserError
 from posttrain.models import adapter_folder, loading_error, loading_options, peft_warnings
 
@@ -80,10 +80,7 @@ def load_sequence_classifier(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise loading_error(error, f"{name} {path}") from error
     if not has_head and not may_have_new_head:
-        raise UserError(
-            f"{name} {path}: it has no score head, so its scores would be random; `posttrain reward` trains one",
-            "reward.md#a-first-run",
-        )
+        raise no_score_head(f"{name} {path}")
     return model
 
 

@@ -48,8 +48,6 @@ class ShardedTrainer(Trainer):
             wrapped, self.model = self.model, self._skeleton
             self._save(output_dir or self.args.output_dir, state)
             self.model = wrapped
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _part_file(self, folder: str) -> Path:
         return Path(folder) / PART_FILE.format(rank=self.args.process_index, world_size=self.args.world_size)

@@ -97,6 +97,37 @@ def adapter_base(folder: str) -> str | None:
         return None
 
 
+def check_score_head(name: str, text: str) -> None:
+    """Check that a model folder may hold a reward model: that of a language model has no head that scores.
+
+    Args:
+        name: of the flag, for the message.
+        text: a folder, or a hub id, which is not looked at.
+
+    Raises:
+        UserError: the folder's config names language models alone.
+    """
+    file = Path(text).expanduser() / "config.json"
+    try:
+        kinds = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return  # a hub id, an adapter, or a broken file, which loading tells
+    if kinds and all(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise no_score_head(f"--{name} {text}")
+
+
+def no_score_head(what: str) -> UserError:
+    """The message about a model that was to give scores.
+
+    Args:
+        what: the flag and the model.
+    """
+    return UserError(
+        f"{what}: it has no score head, so its scores would be random; `posttrain reward` trains one",
+        "reward.md#a-first-run",
+    )
+
+
 def check_model(name: str, text: str) -> None:
     """Check that what is named as a model is a folder with a model in it, or may be a hub id.
 

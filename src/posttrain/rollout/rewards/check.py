@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.config import suggestion
-from posttrain.config.paths import check_model
+from posttrain.config.paths import check_model, check_score_head
 from posttrain.config.rewards import RewardSourceFlags
 from posttrain.errors import UserError
 from posttrain.rollout.rewards.attempts import Here
@@ -57,6 +57,7 @@ def required_columns(config: RewardSourceFlags) -> Needs:
             needs[source.name] = [(column,) for column in Rubric(config.judge_rubric).columns]
         elif source.kind == "model":
             check_model("reward_model_name_or_path", source.target)
+            check_score_head("reward_model_name_or_path", source.target)
         elif source.kind == "function" and source.target in FUNCTIONS:
             needs[source.name] = list(FUNCTIONS[source.target].needs)
     own = [source for source in sources if source.kind == "function" and source.target not in FUNCTIONS]
