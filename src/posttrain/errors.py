@@ -33,11 +33,38 @@ class UserError(ValueError):
         self.page = page
 
 
+class RunFailed(RuntimeError):
+    """Training cannot go on, and nothing that the user typed is wrong: a disk is full, losses are not finite. The
+    message says what happened, what is kept, and how to go on; exit code 1.
+
+    Args:
+        message: The message.
+        page: Where docs/ tells more.
+    """
+
+    def __init__(self, message: str, page: str | None = None) -> None:
+        super().__init__(message)
+        self.page = page
+
+
+class Stopped(Exception):
+    """A signal asked the run to end, and it has done so in good order; exit code 128 + the signal's number.
+
+    Args:
+        number: of the signal.
+        message: One line: where the run stands, and how to go on.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def report_mistakes(run: Callable[[], int]) -> int:
     """Call `run` and return its exit code.
 
-    A UserError becomes a message on stderr and exit code 2, memory that ran out a message with the notes of the
-    exception and exit code 1, Ctrl-C exit code 130. With POSTTRAIN_TRACEBACK in the environment all errors pass
+    A UserError becomes a message on stderr and exit code 2, a RunFailed and memory that ran out one and exit code 1,
+    Stopped its line and 128 + the signal's number, Ctrl-C exit code 130. With POSTTRAIN_TRACEBACK in the environment all errors pass
     through, with their traceback.
     """
     try:
@@ -45,12 +72,16 @@ def report_mistakes(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("posttrain: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{_over_bar()}posttrain: {stop}", file=sys.stderr)
+        return 128 + stop.number
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | RunFailed):
             _report(str(error), [], error.page)
-            return 2
+            return 2 if isinstance(error, UserError) else 1
         if is_out_of_memory(error):
             notes = [*getattr(error, "__notes__", []), f"{TRACEBACK}=1 in front of the command shows where it happened"]
             _report(f"out of memory: {_first_sentence(error)}", notes, OUT_OF_MEMORY_PAGE)
@@ -77,12 +108,15 @@ def install(extra: str) -> str:
 def _report(message: str, notes: Iterable[str], page: str | None) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(2)  # the first process most likely says the same, and when it ends, this one is ended
-    over_bar = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand on this line
-    print(f"{over_bar}posttrain: error: {message}", file=sys.stderr)
+    print(f"{_over_bar()}posttrain: error: {message}", file=sys.stderr)
     for note in notes:
         print(note, file=sys.stderr)
     if page is not None:
         print(f"More: docs/{page}", file=sys.stderr)
+
+
+def _over_bar() -> str:
+    return "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand on this line
 
 
 def _first_sentence(error: BaseException) -> str:
