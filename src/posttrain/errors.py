@@ -64,8 +64,8 @@ def report_mistakes(run: Callable[[], int]) -> int:
     """Call `run` and return its exit code.
 
     A UserError becomes a message on stderr and exit code 2, a RunFailed and memory that ran out one and exit code 1,
-    Stopped its line and 128 + the signal's number, Ctrl-C exit code 130. With POSTTRAIN_TRACEBACK in the environment all errors pass
-    through, with their traceback.
+    Stopped its line and 128 + the signal's number, Ctrl-C exit code 130. With POSTTRAIN_TRACEBACK in the environment
+    all errors pass through, with their traceback.
     """
     try:
         return run()
