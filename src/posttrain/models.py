@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,22 @@ def digest_of_model(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def follow_umask(folder: Path) -> None:
+    """Gives the files under a folder the permissions that any new file gets here: safetensors writes its own for the
+    owner alone.
+
+    Args:
+        folder: just written; links in it are left alone.
+    """
+    probe = folder / ".permissions"  # a new file knows more than the umask: what the folder itself decides, too
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def move_into_place(beside: Path, folder: Path) -> None:

@@ -87,4 +87,6 @@ def write_model(sizes: Mapping[str, int], seed: int, folder: Path) -> None:
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    save_file(draw_weights(sizes, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(draw_weights(sizes, seed), weights, metadata={"format": "pt"})
+    weights.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files for their owner alone
