@@ -117,6 +117,7 @@ class PackedBatch:
         advantages: (C,) float32, how much better than expected each sequence is.
         entropy_mask: (N,) float32, 1 = the target is among the uncertain ones that a policy is trained on; None = all.
         margins: (num_groups,) float32, how much better the chosen completion of each pair is, where rows say so.
+        places: where its rows stand in the data, in words; one a row of the data set.
         is_filler: it only keeps this process in step with the others; nothing of it counts.
     """
 
@@ -134,6 +135,7 @@ class PackedBatch:
     advantages: torch.Tensor | None = None
     entropy_mask: torch.Tensor | None = None
     margins: torch.Tensor | None = None
+    places: tuple[str, ...] = ()
     is_filler: bool = False
 
     @property
@@ -196,6 +198,7 @@ def pack(
     num_groups: int,
     reference_logprobs: np.ndarray | None = None,
     margins: Sequence[float] | None = None,
+    places: Sequence[str] = (),
 ) -> PackedBatch:
     """Lays segments side by side in one row.
 
@@ -207,6 +210,7 @@ def pack(
         num_groups: documents, pairs or prompts among the segments.
         reference_logprobs: (N,) in the order of the targets.
         margins: (num_groups,) of pairs.
+        places: where the rows stand in the data, in words.
 
     Returns:
         The batch, on the CPU.
@@ -243,4 +247,5 @@ def pack(
         num_tokens=int((lengths + depth)[is_leaf].sum()),
         reference_logprobs=None if reference_logprobs is None else torch.from_numpy(reference_logprobs).float(),
         margins=None if margins is None else torch.tensor(margins, dtype=torch.float32),
+        places=tuple(places),
     )

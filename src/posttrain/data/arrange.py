@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from posttrain.data.packing import Piece, best_fit_decreasing, split_documents, wrap
+from posttrain.data.places import together
 
 _ROWS_AT_ONCE = 1024
 
@@ -23,17 +24,19 @@ class Documents:
         chunk: which of the chunks a document stands in.
         start: where in it.
         lengths: its tokens.
+        places: where in the data it was read.
     """
 
     chunks: list[tuple[np.ndarray, np.ndarray]]
     chunk: list[int]
     start: list[int]
     lengths: list[int]
+    places: pa.ChunkedArray
 
     @classmethod
     def open(cls, path: Path) -> "Documents":
-        """Map a stream with the columns input_ids and loss_mask."""
-        chunks, chunk, start, lengths = [], [], [], []
+        """Map a stream with the columns input_ids, loss_mask and place."""
+        chunks, chunk, start, lengths, places = [], [], [], [], []
         with pa.memory_map(str(path)) as file:
             for number, batch in enumerate(pa.ipc.open_stream(file)):
                 ids, mask = batch.column("input_ids"), batch.column("loss_mask")
@@ -42,19 +45,21 @@ class Documents:
                 chunk += [number] * len(ids)
                 start += offsets[:-1].tolist()
                 lengths += np.diff(offsets).tolist()
-        return cls(chunks, chunk, start, lengths)
+                places.append(batch.column("place"))
+        return cls(chunks, chunk, start, lengths, pa.chunked_array(places, pa.string()))
 
     @classmethod
     def of_columns(cls, batches: Iterable[dict[str, list[Any]]]) -> "Documents":
         """Those of batches in memory."""
-        chunks, chunk, start, lengths = [], [], [], []
+        chunks, chunk, start, lengths, places = [], [], [], [], []
         for number, columns in enumerate(batches):
             own = [len(ids) for ids in columns["input_ids"]]
             chunks.append((np.concatenate(columns["input_ids"]), np.concatenate(columns["loss_mask"])))
             chunk += [number] * len(own)
             start += [0, *itertools.accumulate(own[:-1])]
             lengths += own
-        return cls(chunks, chunk, start, lengths)
+            places.append(columns["place"])
+        return cls(chunks, chunk, start, lengths, pa.chunked_array(places, pa.string()))
 
     def tokens(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a piece."""
@@ -106,10 +111,10 @@ def _packed(
 
 
 def packed_batches(documents: Documents, rows: Sequence[Sequence[Piece]]) -> Iterator[dict[str, list[Any]]]:
-    """The rows as columns input_ids, loss_mask and lengths, some at a time. The first
+    """The rows as columns input_ids, loss_mask, lengths and place (of all their documents), some at a time. The first
     token of every piece is not trained on: nothing in its segment predicts it."""
     for first in range(0, len(rows), _ROWS_AT_ONCE):
-        columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "lengths": []}
+        columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "lengths": [], "place": []}
         for row in rows[first : first + _ROWS_AT_ONCE]:
             tokens = [documents.tokens(piece) for piece in row]
             lengths = np.array([len(ids) for ids, _ in tokens], dtype=np.int32)
@@ -118,4 +123,5 @@ def packed_batches(documents: Documents, rows: Sequence[Sequence[Piece]]) -> Ite
             columns["input_ids"].append(np.concatenate([ids for ids, _ in tokens]))
             columns["loss_mask"].append(mask)
             columns["lengths"].append(lengths)
+            columns["place"].append(together(documents.places[piece.document].as_py() for piece in row))
         yield columns

@@ -20,7 +20,7 @@ from posttrain.data.tokenised import Options, Tokenised
 def tokenise_preference(tokenizer: Any, rows: Sequence[Row], options: Options, first_row: int) -> Tokenised:
     """Tokenise a batch of rows into the columns prompt_ids (int32; what both sequences share, before any target),
     chosen_ids, chosen_mask, rejected_ids, rejected_mask (int32 and int8: the rest of each, 1 = trained on), row (int64,
-    index in the data set) and margin (float32, may be null).
+    index in the data set), place, and margin (float32, may be null).
 
     Args:
         tokenizer: of the model.
@@ -90,5 +90,5 @@ def _add(
         values[f"{name}_ids"] = np.asarray(ids[shared:], dtype=np.int32)
         values[f"{name}_mask"] = (np.arange(shared, len(ids)) >= start).astype(np.int8)
         result.last_trained[ids[-1]] += 1
-    result.append(**values, row=index, margin=example.margin)
+    result.append(**values, row=index, place=place, margin=example.margin)
     result.count_truncated(sum(map(len, wholes)) - sum(map(len, kept)))

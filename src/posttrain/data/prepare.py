@@ -43,11 +43,11 @@ class PreparedData:
     """What training needs of a split.
 
     Args:
-        dataset: rows of tokens, mapped into memory; a Stream of the same rows where they are streamed. SFT: input_ids
-            (int32), loss_mask (int8, 1 = trained on, never for a first token), and when packed lengths (int32, the
-            segments). Preferences: prompt_ids, chosen_ids, chosen_mask, rejected_ids, rejected_mask, row (index in the
-            data set) and margin (may be null); for reward models without the masks. Prompts: prompt_ids, row, place,
-            and as JSON prompt and columns (all others).
+        dataset: rows of tokens, mapped into memory; a Stream of the same rows where they are streamed. All have place,
+            in words, where they stand in the data. SFT: input_ids (int32), loss_mask (int8, 1 = trained on, never for a
+            first token), and when packed lengths (int32, the segments). Preferences: prompt_ids, chosen_ids,
+            chosen_mask, rejected_ids, rejected_mask, row (index in the data set) and margin (may be null); for reward
+            models without the masks. Prompts: prompt_ids, row, and as JSON prompt and columns (all others).
         counts: rows_read, rows, tokens, targets (tokens trained on), eos_targets, rows_truncated, tokens_truncated,
             rows_dropped_no_target, rows_dropped_prompt_too_long, rows_dropped_pair_too_long, rows_prompt_not_prefix
             (the completion starts within the prompt's last tokens), tokens_left_out (when packing: of pieces without a

@@ -20,7 +20,7 @@ from posttrain.data.tokenised import Options, Tokenised
 def tokenise_reward(tokenizer: Any, rows: Sequence[Row], options: Options, first_row: int) -> Tokenised:
     """Tokenise a batch of rows into the columns prompt_ids (int32; the common beginning of both sequences, without the
     last token of either), chosen_ids, rejected_ids (int32; the rest of each, never empty), row (int64, index in the
-    data set) and margin (float32, may be null).
+    data set), place, and margin (float32, may be null).
 
     Args:
         tokenizer: of the model.
@@ -50,5 +50,6 @@ def _add(
         chosen_ids=np.asarray(chosen[shared:], dtype=np.int32),
         rejected_ids=np.asarray(rejected[shared:], dtype=np.int32),
         row=index,
+        place=place,
         margin=example.margin,
     )

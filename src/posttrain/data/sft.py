@@ -20,7 +20,7 @@ from posttrain.data.tokenised import Options, Tokenised
 
 
 def tokenise_sft(tokenizer: Any, rows: Sequence[Row], options: Options, first_row: int) -> Tokenised:
-    """Tokenise a batch of rows into the columns input_ids (int32) and loss_mask (int8, 1 = trained on).
+    """Tokenise a batch of rows into the columns input_ids (int32), loss_mask (int8, 1 = trained on) and place.
 
     Args:
         tokenizer: of the model.
@@ -133,5 +133,5 @@ def _add(result: Tokenised, place: str, ids: Ids, mask: Mask, options: Options) 
         result.drop("rows_dropped_prompt_too_long", place)
         return
     result.count_truncated(len(ids) - len(cut_ids))
-    result.append(input_ids=cut_ids, loss_mask=cut_mask)
+    result.append(input_ids=cut_ids, loss_mask=cut_mask, place=place)
     result.last_trained[int(cut_ids[np.flatnonzero(cut_mask)[-1]])] += 1

@@ -18,8 +18,8 @@ from posttrain.errors import UserError
 ROWS, ABOUT = "rows.arrow", "about.json"
 IDS = pa.list_(pa.int32())
 MASK = pa.list_(pa.int8())
-DOCUMENTS = pa.schema({"input_ids": IDS, "loss_mask": MASK})
-PACKED = pa.schema({"input_ids": IDS, "loss_mask": MASK, "lengths": IDS})
+DOCUMENTS = pa.schema({"input_ids": IDS, "loss_mask": MASK, "place": pa.string()})
+PACKED = pa.schema({"input_ids": IDS, "loss_mask": MASK, "lengths": IDS, "place": pa.string()})
 PAIRS = pa.schema(
     {
         "prompt_ids": IDS,
@@ -28,11 +28,19 @@ PAIRS = pa.schema(
         "rejected_ids": IDS,
         "rejected_mask": MASK,
         "row": pa.int64(),
+        "place": pa.string(),
         "margin": pa.float32(),
     }
 )
 WHOLE_PAIRS = pa.schema(
-    {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "row": pa.int64(), "margin": pa.float32()}
+    {
+        "prompt_ids": IDS,
+        "chosen_ids": IDS,
+        "rejected_ids": IDS,
+        "row": pa.int64(),
+        "place": pa.string(),
+        "margin": pa.float32(),
+    }
 )
 PROMPTS = pa.schema(
     {"prompt_ids": IDS, "row": pa.int64(), "place": pa.string(), "prompt": pa.string(), "columns": pa.string()}

@@ -82,7 +82,8 @@ class DPO(Method):
 
     def collate(self, rows: list[Row]) -> PackedBatch:
         stored = np.concatenate([row[COLUMN] for row in rows]) if COLUMN in rows[0] else None
-        return pack(*segments_of_pairs(rows), len(rows), reference_logprobs=stored)
+        places = [row["place"] for row in rows]
+        return pack(*segments_of_pairs(rows), len(rows), reference_logprobs=stored, places=places)
 
     def weights(self, batch: PackedBatch) -> dict[str, int]:
         return batch.weights() | {"chosen_targets": int((batch.sequence_ids % 2 == 0).sum())}

@@ -31,7 +31,8 @@ class Reward(Method):
         return RewardScorer(model, packed=self.config.attn_implementation is None)
 
     def collate(self, rows: list[Row]) -> PackedBatch:
-        return pack(*segments_of_pairs(rows), len(rows), margins=[row["margin"] or 0.0 for row in rows])
+        margins, places = [row["margin"] or 0.0 for row in rows], [row["place"] for row in rows]
+        return pack(*segments_of_pairs(rows), len(rows), margins=margins, places=places)
 
     def loss(self, batch: PackedBatch, statistics: torch.Tensor) -> Loss:
         return reward_loss(statistics, batch.margins, self.config.center_rewards_coefficient)

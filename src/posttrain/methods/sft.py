@@ -22,7 +22,7 @@ class SFT(Method):
             ends = np.cumsum(row.get("lengths", []))[:-1].astype(np.int64)
             ids += np.split(np.asarray(row["input_ids"]), ends)
             masks += np.split(np.asarray(row["loss_mask"]), ends)
-        return pack(ids, masks, [NO_PARENT] * len(ids), num_groups=len(ids))
+        return pack(ids, masks, [NO_PARENT] * len(ids), num_groups=len(ids), places=[row["place"] for row in rows])
 
     def loss(self, batch: PackedBatch, statistics: TokenStatistics) -> Loss:
         return sft_loss(statistics.logprobs, statistics.entropy, statistics.is_argmax, self.config.loss_type)

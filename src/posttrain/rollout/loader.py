@@ -41,20 +41,21 @@ def pack_rollouts(rollouts: Sequence[Rollout], rows: Dataset, mask_truncated: bo
     masks: list[np.ndarray] = []
     parents: list[int] = []
     parent, row = NO_PARENT, -1
-    num_groups = 0
+    places: list[str] = []  # of the prompts
     for rollout in rollouts:
         if rollout.row != row:
             row, parent = rollout.row, len(ids)
-            prompt = np.asarray(rows[row]["prompt_ids"], dtype=np.int64)
+            of_row = rows[row]
+            prompt = np.asarray(of_row["prompt_ids"], dtype=np.int64)
             ids.append(prompt)
             masks.append(np.zeros(len(prompt), dtype=np.int8))
             parents.append(NO_PARENT)
-            num_groups += 1
+            places.append(of_row["place"])
         ids.append(rollout.token_ids)
         is_target = rollout.ended or not mask_truncated
         masks.append(np.full(len(rollout.token_ids), is_target, dtype=np.int8))
         parents.append(parent)
-    return pack(ids, masks, parents, num_groups)
+    return pack(ids, masks, parents, num_groups=len(places), places=places)
 
 
 class TrainRollouts(torch.utils.data.Dataset[PackedBatch]):
