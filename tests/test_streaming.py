@@ -141,7 +141,7 @@ def test_tables_and_folders(tmp_path: Path, small_windows: None) -> None:
         assert words_of(list(stream)) == [f"text {number}<|end|>" for number in range(9)]
         assert stream_of(dataset_name=str(tmp_path / name))._fingerprint == stream._fingerprint
         place = stream_module.Place(first=8, rows_read=8)
-        note = {"place": asdict(place), "source": stream.source.digest(), "lengths_of_parts": {}}
+        note = {"place": asdict(place), "counts": {}, "source": stream.source.digest(), "lengths_of_parts": {}}
         (tmp_path / "stream.json").write_text(json.dumps(note))
         stream.load_place(tmp_path)
         assert words_of([stream[8], stream[9]]) == ["text 8<|end|>", "text 0<|end|>"]
@@ -166,6 +166,7 @@ def test_goes_on_where_a_checkpoint_was(flags: Any, texts: Path, tmp_path: Path,
             before[number]
         before.save_place(tmp_path / "checkpoint")
         after.load_place(tmp_path / "checkpoint")
+        assert after.counts == before.counts
         assert [as_plain(after[number]) for number in range(stop, 40)] == expected[stop:]
         assert after.counts == whole.counts
         assert [as_plain(after[number]) for number in range(40)] == expected  # from the beginning, too

@@ -96,6 +96,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         self._totals = new_totals(kind)
         self._held: deque[_Window] = deque(maxlen=_WINDOWS_HELD)
         self._latest = 0
+        self._has_told = False
         self._start(Place())
 
     @property
@@ -122,11 +123,11 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             self._start(Place())
         while not self._held or number >= self._held[-1].after.first:
             self._held.append(next(self._ahead))
-            if not self.counts and is_first_process():
+            self._count(self._held[-1].after.counts)
+            if not self._has_told and is_first_process():
                 logger.info("%s: streamed, %s", self.source.name, self._order)
-                self._tell(self._held[-1].after.counts, "so far, ")
-            self.counts.clear()
-            self.counts.update(self._held[-1].after.counts)
+                self._tell(self.counts, "so far, ")
+            self._has_told = True
         self._latest = number
         window = next(window for window in reversed(self._held) if number >= window.place.first)
         return window.rows[number - window.place.first]
@@ -150,7 +151,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         Path(folder).mkdir(parents=True, exist_ok=True)
         lengths = {table.fingerprint: sorted(table.lengths.items()) for table in streamed_tables(self.source)}
         place = asdict(places[-1] if places else Place())
-        note = {"place": place, "source": self.source.digest(), "lengths_of_parts": lengths}
+        note = {"place": place, "counts": self.counts, "source": self.source.digest(), "lengths_of_parts": lengths}
         (Path(folder) / _PLACE_FILE).write_text(json.dumps(note), encoding="utf-8")
 
     def load_place(self, folder: str | Path) -> None:
@@ -163,11 +164,16 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             for table in streamed_tables(self.source):
                 table.lengths.update(map(tuple, note["lengths_of_parts"].get(table.fingerprint, [])))
             self._start(Place(**note["place"]))
+            self._count(note["counts"])  # what is told at the end, should there be nothing left to read
 
     def report(self) -> None:
         """Tell the user what has been read, dropped and cut so far."""
         if self.counts:
             self._tell(self.counts, "in all, ")
+
+    def _count(self, counts: dict[str, int]) -> None:
+        self.counts.clear()  # the very dictionary that others hold
+        self.counts.update(counts)
 
     def _tell(self, counts: dict[str, int], when: str) -> None:
         if not is_first_process():
