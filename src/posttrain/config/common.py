@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar
 
 from posttrain.config.effects import without_effect
@@ -28,6 +29,9 @@ FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant
 # transformers renamed two of its arguments in this version and warns about the old names from then on.
 CHECKPOINTING_RENAMED_IN = (5, 23)
 SECRETS = {"hub_token"}
+# Flags that may name a place of this machine.
+PATHS = ("model_name_or_path", "dataset_name", "chat_template_path", "output_dir", "work_dir", "cache_dir")
+PATHS += ("metrics_file", "plots_file", "resume_from_checkpoint")
 _SECRET_KEYS = {"token", "use_auth_token", "hub_token", "hf_token", "access_token", "api_key", "password", "secret"}
 
 
@@ -42,6 +46,16 @@ def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{inner}" for inner in secrets_in(value))
         elif isinstance(value, str) and str(key).lower() in _SECRET_KEYS:
             yield str(key)
+
+
+def _without_tilde(name: str, value: Any) -> Any:
+    """A path with the home folder put in, as a shell does it where it sees the tilde."""
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:
+        raise UserError(f"{name}: {value}: this machine has no such home folder; write the path out") from None
 
 
 @dataclass(kw_only=True)
@@ -157,6 +171,10 @@ class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags)
                 raise UserError(f"{old} and {new} are two names of one thing and differ here; give one of them")
             setattr(self, old, getattr(self, new) if getattr(self, old) is None else getattr(self, old))
             setattr(self, new, None)
+        for name in PATHS:
+            setattr(self, name, _without_tilde(name, getattr(self, name, None)))
+        for source in self.datasets:
+            source.path = str(_without_tilde("datasets", source.path))
 
     def training_arguments(self, **overrides: Any) -> dict[str, Any]:
         """The keyword arguments for transformers.TrainingArguments, in the names of the installed version.

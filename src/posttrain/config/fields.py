@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import math
 import re
 import types
@@ -10,6 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from posttrain.config.json_text import read_json, show
 from posttrain.config.yaml_files import parse_scalar
 from posttrain.errors import UserError
 
@@ -17,7 +17,8 @@ NONE_WORDS = {"none", "null"}
 BOOL_WORDS = {"true": True, "yes": True, "on": True, "t": True, "y": True, "1": True}
 BOOL_WORDS |= {"false": False, "no": False, "off": False, "f": False, "n": False, "0": False}
 PAIRS = re.compile(r"[A-Za-z_]\w*=[^,]*(,[A-Za-z_]\w*=[^,]*)*")
-WHOLE = re.compile(r"[+-]?\d+")
+WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
+MOST = 2**53  # whole numbers up to this one are the same in JSON, YAML and every library
 # In a union the narrow readings come before the wide ones: text is what nothing else could read.
 READING_ORDER = (bool, int, float, dict, list, str)
 MISS = object()
@@ -91,6 +92,7 @@ def takes_list(field: dataclasses.Field[Any]) -> bool:
 
 def label(name: str, where: str) -> str:
     """How a message names a flag: `--beta`, `sft.yaml: beta` or `params.yaml: dpo.beta`."""
+    name = name if len(name) <= 80 else name[:77] + "..."
     if not where:
         return f"--{name}"
     return f"{where}.{name}" if ": " in where else f"{where}: {name}"
@@ -104,6 +106,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that most resembles `name`, if any does."""
+    if len(name) > 200:  # the comparison takes its time
+        return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
@@ -130,7 +134,7 @@ def convert(field: dataclasses.Field[Any], raw: Any, called: str) -> Any:
             _check_limits(field, value, called)
             return value
     wanted = [_describe(kind) for kind in kinds] + ["none"] * nullable(field)
-    raise UserError(f"{called}: {_show(raw)} is not {' or '.join(wanted)}")
+    raise UserError(f"{called}: {show(raw)} is not {' or '.join(wanted)}")
 
 
 def convert_mapping(cls: type, mapping: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -185,14 +189,8 @@ def _read_float(raw: Any) -> Any:
         number = float(raw)
     except (ValueError, OverflowError):
         return MISS
-    return number if math.isfinite(number) else MISS
-
-
-def _read_json(text: str, called: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{called}: {_show(text)} is not JSON ({error})") from None
+    typed = isinstance(raw, str) and (not raw.isascii() or "_" in raw)  # float() reads more than people write
+    return number if math.isfinite(number) and not typed else MISS
 
 
 def _read_dict(raw: Any, called: str) -> Any:
@@ -201,7 +199,7 @@ def _read_dict(raw: Any, called: str) -> Any:
     if not isinstance(raw, str):
         return MISS
     if raw.lstrip().startswith("{"):
-        return _read_json(raw, called)
+        return read_json(raw, called)
     if not PAIRS.fullmatch(raw):
         return MISS
     return {name: parse_scalar(text) for name, _, text in (pair.partition("=") for pair in raw.split(","))}
@@ -209,7 +207,7 @@ def _read_dict(raw: Any, called: str) -> Any:
 
 def _read_list(item: Any, raw: Any, alone: bool, called: str) -> Any:
     if isinstance(raw, str) and raw.lstrip().startswith("["):
-        raw = _read_json(raw, called)
+        raw = read_json(raw, called)
     elif not isinstance(raw, list) and alone:
         raw = [raw]
     if not isinstance(raw, list):
@@ -222,7 +220,7 @@ def _read_list(item: Any, raw: Any, alone: bool, called: str) -> Any:
 
 def _read_dataclass(cls: type, entry: Any, called: str) -> Any:
     if not isinstance(entry, dict):
-        raise UserError(f"{called}: {_show(entry)} is not a mapping of {', '.join(flags_of(cls))}")
+        raise UserError(f"{called}: {show(entry)} is not a mapping of {', '.join(flags_of(cls))}")
     values = convert_mapping(cls, entry, called)
     for name, field in flags_of(cls).items():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and name not in values:
@@ -234,12 +232,28 @@ def _check_limits(field: dataclasses.Field[Any], value: Any, called: str) -> Non
     choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
     for item in value if isinstance(value, list) else [value]:
         if choices and isinstance(item, str) and item not in choices:
-            raise UserError(f"{called}: {_show(item)} is not one of {', '.join(choices)}{suggestion(item, choices)}")
+            raise UserError(f"{called}: {show(item)} is not one of {', '.join(choices)}{suggestion(item, choices)}")
+        if isinstance(item, str):
+            _check_text(field, item, called)
         if isinstance(item, int | float) and not isinstance(item, bool):
+            if isinstance(item, int) and abs(item) > MOST:
+                raise UserError(f"{called}: {show(item)} is too {'large' if item > 0 else 'small'}")
             if low is not None and item < low:
                 raise UserError(f"{called}: {item} is too small; it must be at least {low:g}")
             if high is not None and item > high:
                 raise UserError(f"{called}: {item} is too large; it must be at most {high:g}")
+
+
+def _check_text(field: dataclasses.Field[Any], text: str, called: str) -> None:
+    """Raise for text that no file name, token or name of anything can be."""
+    if not text.strip() and field.metadata.get("theirs") != "":
+        raise UserError(f"{called}: the text is empty; write what is meant, or leave it out")
+    if "\0" in text:
+        raise UserError(f"{called}: {show(text)} holds a NUL character")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{called}: {show(text)} holds bytes that are not UTF-8 text") from None
 
 
 def _describe(kind: Any) -> str:
@@ -252,8 +266,3 @@ def _describe(kind: Any) -> str:
     if dataclasses.is_dataclass(item):
         return f"a list of mappings with the keys {', '.join(flags_of(typing.cast(type, item)))}"
     return {int: "a list of whole numbers", float: "a list of numbers"}.get(item, "a list of texts")
-
-
-def _show(raw: Any) -> str:
-    text = repr(raw)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,13 +1,18 @@
 """From a command line or a mapping to a checked config."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import convert, convert_mapping, flag, flags_of, is_bool, label, nearest, takes_list
+from posttrain.config.geometry import steps_of_generation
+from posttrain.config.json_text import show
 from posttrain.config.methods import METHODS
+from posttrain.config.policy import PolicyConfig
 from posttrain.config.renamed import refusal
 from posttrain.config.yaml_files import load_yaml
 from posttrain.errors import UserError
@@ -27,6 +32,29 @@ class LaunchOptions:
     main_process_ip: str | None = flag(None, "Address of machine 0.")
     main_process_port: int | None = flag(None, "Port of machine 0.", low=0, high=65535)
     env: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong between these flags, one message a mistake."""
+        machines = self.num_machines
+        if machines is not None and self.machine_rank is not None and self.machine_rank >= machines:
+            yield f"machine_rank is {self.machine_rank}, and {machines} machines have the ranks 0 to {machines - 1}"
+        if machines is not None and machines > 1 and self.main_process_ip is None and not self._has_file():
+            yield f"num_machines {machines} needs main_process_ip, the address of machine 0, by which they meet"
+        if machines is not None and self.num_processes is not None and self.num_processes % machines:
+            yield (
+                f"num_processes {self.num_processes} counts those of all {machines} machines, which get the same "
+                f"number each; give a multiple of {machines}"
+            )
+
+    def processes(self) -> int | None:
+        """How many processes train, over all machines; None where only a file or the hardware says so."""
+        if "WORLD_SIZE" in os.environ:
+            return int(os.environ["WORLD_SIZE"])
+        alone = self.accelerate_config in (None, "single_gpu", "cpu") and self.config_file is None
+        return self.num_processes or (1 if alone and (self.num_machines or 1) == 1 else None)
+
+    def _has_file(self) -> bool:
+        return any(name and Path(name).is_file() for name in (self.accelerate_config, self.config_file))
 
 
 @dataclass(kw_only=True)
@@ -67,7 +95,20 @@ def parse_command_line(
     launch = LaunchOptions(**{name: values.pop(name) for name in (*flags_of(LaunchOptions), "env") if name in values})
     if launch.accelerate_config == "cpu":
         values.setdefault("use_cpu", True)
-    return _build(cls, values, origin), launch
+    for problem in launch.problems():
+        raise UserError(f"{origin}: {problem}" if origin else problem)
+    config = _build(cls, values, origin)
+    processes = launch.processes()
+    if isinstance(config, PolicyConfig) and processes is not None:
+        steps_of_generation(
+            config.num_generations,
+            8 if config.per_device_train_batch_size is None else config.per_device_train_batch_size,
+            config.gradient_accumulation_steps or 1,
+            config.generation_batch_size,
+            config.steps_per_generation,
+            processes,
+        )
+    return config, launch
 
 
 def from_mapping(method: str, mapping: Mapping[Any, Any], where: str) -> CommonConfig:
@@ -158,6 +199,9 @@ def _convert_section(cls: type[CommonConfig], mapping: Mapping[Any, Any], where:
     if env is not None:
         if not isinstance(env, dict) or any(isinstance(value, dict | list) for value in env.values()):
             raise UserError(f"{label('env', where)}: wanted variables and their values, such as OMP_NUM_THREADS: 2")
+        for name, value in env.items():
+            if not str(name) or "=" in str(name) or "\0" in f"{name}{value}":
+                raise UserError(f"{label('env', where)}: {show(name)}: {show(value)} is no variable of an environment")
         values["env"] = {str(name): "" if value is None else str(value) for name, value in env.items()}
     return values
 
@@ -176,7 +220,7 @@ def _check_names(cls: type[CommonConfig], names: Iterable[Any], known: Iterable[
         if others:
             raise UserError(f"{called} is not for {cls.method}, but for {' and '.join(others)}")
         switches = [f"no_{name}" for name, field in flags_of(cls).items() if is_bool(field)] if not where else []
-        near = nearest(str(name), [*known, *switches])
+        near = nearest(str(name), [*map(str, known), *switches])
         kind = "key" if where else "flag"
         advice = (
             f"did you mean {label(near, '') if not where else near}?"

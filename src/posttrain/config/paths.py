@@ -1,7 +1,9 @@
 """Cheap checks of the paths in a config, before anything is imported or loaded."""
 
+import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from posttrain.config.fields import nearest
 from posttrain.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".arrow", ".gz"}
+_TO_EXPAND = re.compile(r"\$\{?[A-Za-z_]\w*\}?|\{\{.*?\}\}")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -26,30 +29,85 @@ def check_paths(config: CommonConfig) -> None:
     for name in ("model_name_or_path", "ref_model_name_or_path"):
         model = getattr(config, name, None)
         if model is not None:
-            check_model(name, str(model))
+            with _told_of(name):
+                check_model(name, str(model))
     if config.use_peft and (Path(config.model_name_or_path or "").expanduser() / "adapter_config.json").is_file():
         raise adapter_on_adapter(str(config.model_name_or_path))
     for name, source in _data_paths(config):
         if _looks_local(source) or Path(source).suffix.lower() in DATA_SUFFIXES:
-            _check_exists(name, source, "a file or folder of rows, or a hub id such as trl-lib/Capybara")
+            with _told_of(name):
+                _check_exists(name, source, "a file or folder of rows, or a hub id such as trl-lib/Capybara")
     template = config.chat_template_path
     if template is not None and (_looks_local(template) or template.endswith((".jinja", ".jinja2"))):
-        _check_exists("chat_template_path", template, "a .jinja file, or a folder or hub id of a tokenizer")
+        with _told_of("chat_template_path"):
+            _check_exists("chat_template_path", template, "a .jinja file, or a folder or hub id of a tokenizer")
     if isinstance(config.resume_from_checkpoint, str):
-        _check_exists("resume_from_checkpoint", config.resume_from_checkpoint, "a checkpoint folder")
+        with _told_of("resume_from_checkpoint"):
+            _check_exists("resume_from_checkpoint", config.resume_from_checkpoint, "a checkpoint folder")
+            if Path(config.resume_from_checkpoint).is_file():
+                raise UserError(
+                    f"resume_from_checkpoint: {config.resume_from_checkpoint} is a file; name the folder it is in"
+                )
+    _check_written(config)
+
+
+def _check_written(config: CommonConfig) -> None:
+    """Check the places that the run writes to: that it can, and that nothing it reads is there."""
     if config.resume_from_checkpoint is True and config.work_dir is None:
         folder = Path(config.output_dir).expanduser()
         if not any(folder.glob("checkpoint-*")):
             raise UserError(f"resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start anew")
     for name in ("output_dir", "work_dir", "cache_dir"):
         if getattr(config, name) is not None:
-            _check_writable(name, Path(getattr(config, name)).expanduser())
+            with _told_of(name):
+                _check_folder(name, Path(getattr(config, name)), config)
+    read = [file for file in (source for _, source in _data_paths(config)) if Path(file).is_file()]
     for name in ("metrics_file", "plots_file"):
         if getattr(config, name) is not None:
-            file = Path(getattr(config, name)).expanduser()
-            if file.is_dir():
-                raise UserError(f"{name}: {file} is a folder; name a file in it")
-            _check_writable(name, file.parent)
+            with _told_of(name):
+                file = Path(getattr(config, name))
+                _check_words(name, file)
+                if file.is_dir():
+                    raise UserError(f"{name}: {file} is a folder; name a file in it")
+                if any(file.exists() and file.samefile(source) for source in read):
+                    raise UserError(f"{name}: {file} holds the rows to train on; name another file")
+                _check_writable(name, file.parent)
+                read.append(str(file))
+    if config.metrics_file is not None and config.metrics_file == config.plots_file:
+        raise UserError(f"plots_file: {config.plots_file} is the metrics_file too; name another file")
+
+
+def _check_folder(name: str, folder: Path, config: CommonConfig) -> None:
+    _check_words(name, folder)
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"{name}: {folder} is a dangling link, to {os.readlink(folder)}; make that folder, or remove it"
+        )
+    if folder.exists() and folder.resolve() == Path(folder.anchor or "/").resolve():
+        raise UserError(f"{name}: {folder} is the root of the file system; name a folder in it")
+    for read in ("model_name_or_path", "ref_model_name_or_path", "reward_model_name_or_path"):
+        model = getattr(config, read, None)
+        if model is not None and folder.is_dir() and Path(model).is_dir() and folder.samefile(model):
+            raise UserError(f"{name}: {folder} is the folder of the model to read ({read}); name another place")
+    _check_writable(name, folder)
+
+
+def _check_words(name: str, path: Path) -> None:
+    found = _TO_EXPAND.search(str(path))
+    if found:
+        raise UserError(f"{name}: {path} holds {found[0]}, which nothing expands here; write what it stands for")
+
+
+@contextlib.contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """What the system says of a path that no path can be, as an error about the flag."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise UserError(f"{name}: no path can be used that reads so: {reason}; name another place") from None
 
 
 def adapter_on_adapter(name: str) -> UserError:
@@ -77,6 +135,8 @@ def _check_exists(name: str, text: str, wanted: str) -> None:
     path = Path(text).expanduser()
     if path.exists():
         return
+    if path.is_symlink():
+        raise UserError(f"{name}: {text} is a dangling link, to {os.readlink(path)}; {wanted} is wanted")
     neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = nearest(path.name, neighbours)
     advice = f"did you mean {path.parent / near}?" if near else f"wanted {wanted}"

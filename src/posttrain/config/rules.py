@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from posttrain.config.common import CommonConfig
 
 
+MOST_LEARNING_RATE = 1000.0
 # Of torch.utils.checkpoint, and the last two of transformers from 5.23 on.
 CHECKPOINTING_SETTINGS = set(
     "use_reentrant preserve_rng_state determinism_check debug early_stop every_n_layers offload".split()
@@ -29,6 +30,7 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
         )
     if config.average_tokens_across_devices is False:
         yield "average_tokens_across_devices cannot be switched off: a step always divides by its tokens everywhere"
+    yield from _size_problems(config)
     for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
         if getattr(config, f"dataloader_{name}") and not config.dataloader_num_workers:
             yield f"dataloader_{name} needs dataloader_num_workers above 0"
@@ -47,6 +49,30 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
     if config.load_best_model_at_end or config.save_strategy == "best":
         yield from _best_model_problems(config, evaluates)
     yield from _optimizer_problems(config, evaluates)
+
+
+def _size_problems(config: CommonConfig) -> Iterator[str]:
+    """Numbers with which nothing would be trained, or nothing be learnt."""
+    if config.max_steps == 0:
+        yield "max_steps is 0, with which nothing is trained; give a number of steps, or -1 for whole epochs"
+    if config.num_train_epochs == 0 and (config.max_steps or -1) < 0:
+        yield "num_train_epochs is 0, with which nothing is trained; give a number above 0"
+    if config.learning_rate > MOST_LEARNING_RATE:
+        yield f"learning_rate is {config.learning_rate:g}, with which nothing is learnt; give one such as 1e-5"
+    if config.seed is not None and config.seed >= 2**32:
+        yield f"seed is {config.seed}; numpy takes none above {2**32 - 1}"
+    for name in ("adam_beta1", "adam_beta2"):
+        if getattr(config, name) == 1:
+            yield f"{name} is 1, with which Adam never sees a gradient; give a number below 1, such as 0.9"
+    if config.use_peft and config.lora_dropout == 1:
+        yield "lora_dropout is 1, which leaves the adapters no input; give a number below 1, such as 0.05"
+    warmup, steps = config.warmup_steps or 0, config.max_steps or -1
+    if 0 < steps < warmup and warmup >= 1:
+        yield f"warmup_steps ({warmup:g}) is more than max_steps ({steps}); training would end before the learning rate"
+    saving = {"save_steps": config.save_strategy or "steps", "eval_steps": config.eval_strategy}
+    for name, strategy in saving.items():
+        if getattr(config, name) == 0 and strategy == "steps":
+            yield f"{name} is 0; give a number of steps, or set {name.removesuffix('steps')}strategy to no"
 
 
 def _optimizer_problems(config: CommonConfig, evaluates: bool) -> Iterator[str]:

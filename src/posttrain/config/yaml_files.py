@@ -9,6 +9,8 @@ import yaml
 from posttrain.errors import UserError
 
 TAG = "tag:yaml.org,2002:"
+# Settings are some kilobytes, of some levels; the parser takes a minute for 10 MB, and a stack has an end.
+MOST_BYTES, MOST_VALUES = 2**20, 100_000
 
 
 class Loader(yaml.SafeLoader):
@@ -54,6 +56,52 @@ def parse_scalar(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 
+def _read(path: str | Path) -> str:
+    try:
+        if Path(path).is_file() and Path(path).stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: larger than {MOST_BYTES // 2**10:,} KiB, which no settings are; name a YAML file")
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{str(path)!r}: cannot be read ({error}); name a YAML file") from None
+
+
+def _parse(text: str, name: str) -> Any:
+    """The only document of a YAML text. What its aliases repeat is counted first: whoever copies it writes it out."""
+    loader = Loader(text)
+    loader.name = name
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if _count(node, {}) > MOST_VALUES:
+        raise UserError(f"{name}: its aliases (*) stand for more than {MOST_VALUES:,} values; write out what is meant")
+    return loader.construct_document(node)
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values under a node, with those behind aliases.
+
+    Args:
+        node: of the parsed text.
+        known: counts by id of the node; -1 for one that is being counted.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = -1
+        children = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    if known[id(node)] < 0:
+        mark = node.start_mark
+        raise UserError(f"{mark.name} line {mark.line + 1}: the value holds itself, by an alias (*); write it out")
+    return known[id(node)]
+
+
 def load_yaml(path: str | Path) -> dict[Any, Any]:
     """The mapping that a YAML file holds.
 
@@ -64,20 +112,18 @@ def load_yaml(path: str | Path) -> dict[Any, Any]:
         UserError: The file is missing, empty, not UTF-8, not YAML, not a mapping, or holds a key twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    loader = Loader(text)
-    loader.name = str(path)
-    try:
-        content = loader.get_single_data()
+        content = _parse(_read(path), str(path))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path} line {line}: not YAML ({error.problem})") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
+        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    except RecursionError:
+        raise UserError(f"{path}: its values are nested too deep; settings have a few levels") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: a value is not what its tag says ({str(error)[:80]})") from None
     if not isinstance(content, dict):
         found = "the file is empty" if content is None else f"it holds a {type(content).__name__}"
         raise UserError(f"{path}: wanted lines of the form `key: value`, but {found}")

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posttrain.errors import UserError
-
-_PAGE = "grpo.md#the-numbers-of-a-step"
+from posttrain.config.geometry import steps_of_generation
 
 
 @dataclass(frozen=True)
@@ -84,31 +82,10 @@ def make_schedule(
     Raises:
         UserError: the completions of a prompt do not fill the generation evenly, or the micro-batches do not.
     """
-    together = per_device * world_size
-    where = f"per_device_train_batch_size {per_device}" + (f" × {world_size} processes" if world_size > 1 else "")
-    if generation_batch_size is not None and generation_batch_size % together:
-        raise UserError(
-            f"generation_batch_size {generation_batch_size} is no multiple of {where}; give one that is, such as "
-            f"{together * max(1, generation_batch_size // together)}",
-            _PAGE,
-        )
-    steps = steps_per_generation or (generation_batch_size // together if generation_batch_size else accumulation)
-    schedule = Schedule(num_generations, per_device, steps, num_iterations, world_size, rank)
-    if schedule.num_completions % num_generations:
-        raise UserError(
-            f"{where} × {steps} micro-batches are {schedule.num_completions} completions at a time, which is no "
-            f"multiple of num_generations {num_generations}; change one of them, for example "
-            f"--per_device_train_batch_size {num_generations} or --steps_per_generation "
-            f"{int(np.lcm(together, num_generations)) // together}",
-            _PAGE,
-        )
-    if steps % accumulation and accumulation % steps:
-        raise UserError(
-            f"a generation is cut into {steps} micro-batches, and an optimizer step takes {accumulation} "
-            "(gradient_accumulation_steps); one must be a multiple of the other",
-            _PAGE,
-        )
-    return schedule
+    steps = steps_of_generation(
+        num_generations, per_device, accumulation, generation_batch_size, steps_per_generation, world_size
+    )
+    return Schedule(num_generations, per_device, steps, num_iterations, world_size, rank)
 
 
 class GivenOrder:

@@ -1,0 +1,94 @@
+"""Broken command lines and config files: each ends with a message that names what is wrong, and exit code 2."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from corpus import flags
+from tiny import write_base, write_preference, write_prompts, write_sft
+
+from posttrain.cli import main
+
+SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rows")
+    pairs, prompts = write_preference(folder / "pairs.jsonl"), write_prompts(folder / "prompts.jsonl")
+    return {"sft": write_sft(folder / "sft.jsonl"), "dpo": pairs, "reward": pairs, "grpo": prompts, "rloo": prompts}
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    import posttrain.methods
+    import posttrain.methods.reward
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("weights are being loaded")
+
+    monkeypatch.setattr(posttrain.methods, "load_causal_model", refuse)
+    monkeypatch.setattr(posttrain.methods.reward, "load_reward_model", refuse)
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Whatever hangs ends as a failure."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"still busy after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("title", flags.CASES)
+def test_flags(
+    title: str, base: Path, rows: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, given, said = flags.CASES[title]
+    (tmp_path / "file").write_text("a line\n")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere/at/all")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    places = {
+        "{tmp}": str(tmp_path),
+        "{model}": str(base),
+        "{file}": str(tmp_path / "file"),
+        "{data}": str(rows[method]),
+    }
+    words = []
+    for word in given:
+        for name, place in places.items():
+            word = word.replace(name, place)
+        words.append(word)
+    needed = [
+        "--model_name_or_path",
+        str(base),
+        "--dataset_name",
+        str(rows[method]),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    before = sorted(path for folder in (tmp_path, base) for path in folder.rglob("*"))
+    assert main([method, *needed, *words]) == 2
+    check(capsys.readouterr().err, said)
+    assert sorted(path for folder in (tmp_path, base) for path in folder.rglob("*")) == before
+
+
+def check(message: str, said: list[str]) -> None:
+    """One message, of a bounded size, that says so."""
+    assert "posttrain: error: " in message and "Traceback" not in message
+    assert len(message) < 2000
+    for part in said:
+        assert part in message, message
