@@ -159,7 +159,7 @@ def _store_logprobs(
     path: Path,
     batch_size: int,
 ) -> None:
-    beside = path.with_suffix(f".{os.getpid()}")
+    beside = path.with_suffix(".part")  # one process computes; what a killed one has left is written over
     schema = pa.schema([(COLUMN, pa.list_(pa.float32()))])
     with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for start in tqdm(range(0, len(dataset), batch_size), desc="Reference log-probs", unit="batch"):
