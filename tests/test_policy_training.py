@@ -130,6 +130,10 @@ def test_a_reference_that_moves_stands_in_the_checkpoint(
     (checkpoint / "posttrain_state_0.pt").unlink()
     with pytest.raises(AssertionError):
         run_policy(method, base, prompts, tmp_path / "other", *extra, *resume)
+    assert "checkpoint-2 is damaged: posttrain_state_0.pt is missing" in capsys.readouterr().err
+    (checkpoint / "manifest.json").unlink()  # a folder from elsewhere
+    with pytest.raises(AssertionError):
+        run_policy(method, base, prompts, tmp_path / "other", *extra, *resume)
     assert "has no posttrain_state_0.pt" in capsys.readouterr().err
 
 

@@ -158,7 +158,8 @@ def test_lora_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
     assert curve(again, "loss")[0][0] == pytest.approx(0.693147, abs=1e-5)
     assert (tmp_path / "again" / "model.safetensors").is_file()
     # An adapter in a folder that held a whole model takes the model's place.
-    run("dpo", base, data, tmp_path / "again", "--use_peft", *geometry(16, 1), "--max_steps", "1")
+    anew = ["--max_steps", "1", "--resume_from_checkpoint", "false"]
+    run("dpo", base, data, tmp_path / "again", "--use_peft", *geometry(16, 1), *anew)
     assert not (tmp_path / "again" / "model.safetensors").exists()
     assert (tmp_path / "again" / "adapter_model.safetensors").is_file()
 

@@ -24,6 +24,7 @@ from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
 from posttrain.machine import num_cores
 from posttrain.out_of_memory import advice_when_out_of_memory
+from posttrain.runs import check_own
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
@@ -58,6 +59,7 @@ def train(
     os.environ.update(launch.env)
     take_token(config)
     check_paths(config)
+    check_own(config)
     _show_progress(config)
     columns = None
     if _data_is_here(config):

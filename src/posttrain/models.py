@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -179,21 +178,3 @@ def follow_umask(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
             file.chmod(mode)
-
-
-def move_into_place(beside: Path, folder: Path) -> None:
-    """Fills a folder with a finished model that was written beside it: a rename a file, the trainer's state last.
-    Weights of an earlier run that this one did not write again are taken away, so that no mixture is left.
-
-    Args:
-        beside: on the same file system; empty and gone afterwards.
-        folder: may hold other things, checkpoints among them.
-    """
-    names = sorted((path.name for path in beside.iterdir()), key=lambda name: (name == "trainer_state.json", name))
-    for pattern in ("*.safetensors", "*.safetensors.index.json", "adapter_config.json"):
-        for stale in folder.glob(pattern):
-            if stale.name not in names:
-                stale.unlink()
-    for name in names:
-        os.replace(beside / name, folder / name)
-    beside.rmdir()

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
+from posttrain.checkpoint_trainer import CheckpointTrainer
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.losses import Loss
@@ -35,7 +36,7 @@ from posttrain.trainer_flags import PackedTrainer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
 TIMINGS = ("tokens_per_second", "step_time", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
-# Beside a checkpoint's other files, one a process: what a method needs to go on.
+# Beside a checkpoint's other files, one a process: what a method needs to go on, and what has not been logged yet.
 STATE_FILE = "posttrain_state_{rank}.pt"
 
 
@@ -65,8 +66,21 @@ class _Counts:
                 key, value = (name, sign), sign * value.detach().float()
                 self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers, on the CPU."""
+        on_cpu = {name: value.cpu() if torch.is_tensor(value) else value for name, value in self.weights.items()}
+        largest = [[name, sign, value.cpu()] for (name, sign), value in self.largest.items()]
+        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "weights": on_cpu, "largest": largest}
 
-class PostTrainer(HubTrainer, PackedTrainer, ShardedTrainer):
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Goes on where `state_dict` was called."""
+        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+        for name, value in state["weights"].items():
+            self.weights[name] = value.to(device) if torch.is_tensor(value) else value
+        self.largest = {(name, sign): value.to(device) for name, sign, value in state["largest"]}
+
+
+class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
     """transformers.Trainer for packed batches.
 
     Args:
@@ -224,13 +238,31 @@ class PostTrainer(HubTrainer, PackedTrainer, ShardedTrainer):
 
     # -- checkpoints
 
+    def progress_state(self) -> dict[str, Any]:
+        """What this process has counted and not yet logged, and since when."""
+        return super().progress_state() | {
+            "counts": self._counts.state_dict(),
+            "tokens": self._tokens_since_log,
+            "all_tokens": self._all_tokens,
+            "all_seconds": self._all_seconds,
+            "seconds_since_log": time.perf_counter() - self._clock,
+            "step": self._step_of_last_log,
+        }
+
+    def restore_progress(self, state: dict[str, Any]) -> None:
+        """Goes on where `progress_state` was called."""
+        super().restore_progress(state)
+        self._counts.load_state_dict(state["counts"], self.args.device)
+        self._tokens_since_log, self._step_of_last_log = state["tokens"], state["step"]
+        self._all_tokens, self._all_seconds = state["all_tokens"], state["all_seconds"]
+        self._clock = time.perf_counter() - state["seconds_since_log"]
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = self.method.state_dict()
-        if state:
-            # This process may be here before the one that saves the model, or on a disk of its own.
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            torch.save(state, Path(output_dir) / STATE_FILE.format(rank=self.args.process_index))
+        state = {"method": self.method.state_dict(), "progress": self.progress_state()}
+        # This process may be here before the one that saves the model, or on a disk of its own.
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        torch.save(state, Path(output_dir) / STATE_FILE.format(rank=self.args.process_index))
         if isinstance(self.train_dataset, Stream) and self.args.should_save:
             self.train_dataset.save_place(output_dir)
 
@@ -243,7 +275,9 @@ class PostTrainer(HubTrainer, PackedTrainer, ShardedTrainer):
             self.train_dataset.load_place(checkpoint)
         path = Path(checkpoint) / STATE_FILE.format(rank=self.args.process_index)
         if path.is_file():
-            self.method.load_state_dict(torch.load(path, weights_only=True))
+            state = torch.load(path, weights_only=True)
+            self._to_restore = state["progress"]
+            self.method.load_state_dict(state["method"])
         elif self.method.state_dict():
             raise UserError(
                 f"--resume_from_checkpoint {checkpoint} has no {path.name}, without which this run cannot go on where "

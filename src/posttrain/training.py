@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
-import hashlib
+import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,16 @@ from transformers import TrainingArguments
 
 from posttrain.adapters import add_adapter, check_adapter
 from posttrain.arguments import checked_arguments
+from posttrain.checkpoint_trainer import ARGUMENTS_FILE
+from posttrain.checkpoints import (
+    MANIFEST,
+    check_room,
+    move_into_place,
+    only_run_in,
+    room_to_write,
+    write_manifest,
+    write_text,
+)
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.stream import Stream
@@ -28,12 +40,13 @@ from posttrain.methods import Method
 from posttrain.models import (
     digest_of_model,
     disable_dropout,
+    follow_umask,
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
-    move_into_place,
 )
 from posttrain.positions import check_positions
 from posttrain.publish import create_repository
+from posttrain.runs import fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.trainer import TIMINGS, PostTrainer
 
@@ -51,7 +64,16 @@ def run(method: Method) -> dict[str, float]:
 
     Raises:
         UserError: a mistake in flags or data, before any weight is loaded where that can be known.
+        RunFailed: it cannot go on; its last checkpoint is whole.
     """
+    config = method.config
+    is_first = os.environ.get("RANK", "0") == "0"
+    folder = Path(config.work_dir or config.output_dir or ".").expanduser()
+    with only_run_in(folder) if is_first else contextlib.nullcontext():
+        return _run(method)
+
+
+def _run(method: Method) -> dict[str, float]:
     config = method.config
     check_adapter(config)
     tokenizer = load_tokenizer(config)
@@ -71,18 +93,20 @@ def run(method: Method) -> dict[str, float]:
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
             scorer = method.make_scorer(model)
+            about = what_it_depends_on(config) | {
+                "rows": [data.dataset._fingerprint for data in (train, evaluation) if data is not None],
+                "weights": digest_of_model(model),
+                "rewards": method.depends_on(),
+                "processes": arguments.world_size,
+                "device": arguments.device.type,
+            }
             if config.work_dir is not None:
-                arguments.output_dir = str(Path(config.work_dir) / fingerprint(method, train, evaluation, model))
-                _check_something_to_resume(config, arguments.output_dir)
+                arguments.output_dir = str(Path(config.work_dir) / fingerprint(about))
+            checkpoint = settle(Path(arguments.output_dir), config, about, arguments)
             datasets = method.setup(model, scorer, datasets, arguments.device)
-        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts)
+        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts, checkpoint)
     finally:
         method.close()
-
-
-def _check_something_to_resume(config: CommonConfig, folder: str) -> None:
-    if config.resume_from_checkpoint is True and not any(Path(folder).glob("checkpoint-*")):
-        raise UserError(f"--resume_from_checkpoint: there is no checkpoint of this run in {folder}; leave the flag out")
 
 
 def _load(method: Method, tokenizer: Any, arguments: TrainingArguments) -> transformers.PreTrainedModel:
@@ -108,6 +132,7 @@ def _train(
     arguments: TrainingArguments,
     tokenizer: Any,
     counts: dict[str, int],
+    checkpoint: str | None,
 ) -> dict[str, float]:
     config = method.config
     trainer = PostTrainer(
@@ -120,7 +145,9 @@ def _train(
         processing_class=tokenizer,
         callbacks=method.callbacks(),
     )
-    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if arguments.should_save:
+        check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     if len(datasets) > 1 and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
         trainer.evaluate()
     if isinstance(datasets[0], Stream):
@@ -172,24 +199,6 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
     return checked_arguments(config.training_arguments(**decided), config.to_mapping())
 
 
-# Where results go, and what only watches a run: without a say in what is trained.
-WITHOUT_A_SAY = (
-    *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
-    *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets"),
-    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
-)
-
-
-def fingerprint(
-    method: Method, train: PreparedData, evaluation: PreparedData | None, model: transformers.PreTrainedModel
-) -> str:
-    """A name for all that a run's result depends on: flags, tokenised rows, and the weights that it starts from."""
-    flags = {name: value for name, value in method.config.to_mapping().items() if name not in WITHOUT_A_SAY}
-    rows = [data.dataset._fingerprint for data in (train, evaluation) if data is not None]
-    content = json.dumps([flags, rows, digest_of_model(model), method.depends_on()], sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
 def _what_a_cpu_lacks(config: CommonConfig) -> dict[str, Any]:
     """Precisions that were asked for and that only other hardware has: a command made for a GPU runs in float32."""
     lacking = {
@@ -211,16 +220,31 @@ def _is_timing(name: str) -> bool:
     return name.removeprefix("train_").removeprefix("eval_") in TIMINGS
 
 
+def _bytes_to_write(trainer: PostTrainer) -> tuple[int, int]:
+    """About what a checkpoint and the finished model take on the disk: an adapter alone is saved of an adapted model,
+    and Adam keeps two numbers a trained parameter, of its type."""
+    parameters = list(trainer.model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    model = trained if trainer.method.config.use_peft else sum(p.numel() * p.element_size() for p in parameters)
+    arguments = trainer.args
+    if arguments.save_strategy == "no":
+        return 0, model
+    return model + (0 if arguments.save_only_model else 2 * trained), model
+
+
 def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float]) -> None:
     assert config.output_dir is not None
     folder = Path(config.output_dir)
     beside = folder / ".saving"
-    if trainer.args.should_save:
-        shutil.rmtree(beside, ignore_errors=True)
-    trainer.save_model(str(beside), _internal_call=True)  # by all ranks: the pieces of sharded weights come together
-    if trainer.args.should_save:
-        # Pickled, and full of paths: transformers does not need it, and it would change the hash of the folder.
-        (beside / "training_args.bin").unlink(missing_ok=True)
+    with room_to_write("the finished model", Path(trainer.args.output_dir), beside):
+        if trainer.args.should_save:
+            shutil.rmtree(beside, ignore_errors=True)
+        trainer.save_model(
+            str(beside), _internal_call=True
+        )  # by all ranks: the pieces of sharded weights come together
+        if not trainer.args.should_save:
+            return
+        (beside / ARGUMENTS_FILE).unlink(missing_ok=True)
         history = trainer.state.log_history
         state = dataclasses.asdict(trainer.state)
         state["best_model_checkpoint"] = None  # a path; what was logged there stands in the history
@@ -229,30 +253,27 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")
         counts = {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")}
         trainer.write_card(beside, counts, folder)
-        names = sorted(path.name for path in beside.iterdir())
+        follow_umask(beside)
+        write_manifest(beside)
+        names = sorted(path.name for path in beside.iterdir() if path.name != MANIFEST)
         move_into_place(beside, folder)
         if config.metrics_file:
-            _write_metrics(config.metrics_file, metrics)
+            write_text(Path(config.metrics_file), json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         if config.plots_file:
-            _write_curve(config.plots_file, history)
-        if trainer.args.push_to_hub:
-            trainer.push_model(folder, names)
+            write_text(Path(config.plots_file), _curve(history))
+    if trainer.args.push_to_hub:
+        trainer.push_model(folder, names)
 
 
-def _write_metrics(path: str, metrics: dict[str, float]) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_curve(path: str, history: list[dict[str, float]]) -> None:
-    """One row a logged step, training and evaluation of a step side by side; timings left out."""
+def _curve(history: list[dict[str, float]]) -> str:
+    """As CSV, one row a logged step, training and evaluation of a step side by side; timings left out."""
     rows: dict[int, dict[str, float]] = {}
     for line in history:
         if "loss" in line or "eval_loss" in line:
             rows.setdefault(int(line["step"]), {}).update({k: v for k, v in line.items() if not _is_timing(k)})
     columns = ["step", *sorted({name for row in rows.values() for name in row} - {"step"})]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[step] for step in sorted(rows))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    return file.getvalue()

@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or absent, and runs that go on from them as if nothing had happened: weights, and every
+number that is logged."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import IntervalStrategy
+
+from posttrain.checkpoints import publish, room_to_write, rotate, saving_folder, write_manifest
+from posttrain.models import follow_umask
+
+# transformers' pickled arguments, full of paths: nothing reads them.
+ARGUMENTS_FILE = "training_args.bin"
+
+
+class CheckpointTrainer(Trainer):
+    """transformers.Trainer, with checkpoints written beside, hashed, brought to the disk and renamed; and with what is
+    under way between two log lines in them."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._to_restore: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        self._began = time.time()
+        self._save_at_epoch_end = False
+
+    # -- writing
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint; called by all processes."""
+        args, run, step = self.args, Path(self.args.output_dir), self.state.global_step
+        beside = saving_folder(run, step)
+        self.store_flos()
+        with room_to_write(f"checkpoint-{step}", run, beside):
+            if args.local_process_index == 0:
+                shutil.rmtree(beside, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(beside), _internal_call=True)
+            if not args.save_only_model:
+                self._save_optimizer_and_scheduler(str(beside))
+                self._save_scaler(str(beside))
+                self._save_rng_state(str(beside))
+            if args.should_save:
+                self._save_state(run, beside)
+            self.accelerator.wait_for_everyone()
+            self._publish(beside)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(run / f"checkpoint-{step}"))
+        if args.should_save or args.local_process_index == 0:
+            best = self.state.best_global_step
+            rotate(run, args.save_total_limit, {step} | ({best} if best is not None else set()))
+
+    def _save_state(self, run: Path, beside: Path) -> None:
+        state, best = self.state, self.state.best_global_step
+        if best is not None and (best == state.global_step or (run / f"checkpoint-{best}").is_dir()):
+            state.best_model_checkpoint = str(run / f"checkpoint-{best}")
+        for one in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(one, ExportableState):
+                kept, name = state.stateful_callbacks, type(one).__name__
+                if isinstance(kept.get(name), list):
+                    kept[name].append(one.state())
+                else:
+                    kept[name] = one.state()
+        state.save_to_json(str(beside / TRAINER_STATE_NAME))
+
+    def _publish(self, beside: Path) -> None:
+        """Of each disk, one process makes the checkpoint whole: the first, and of machines that do not see its disk
+        their own first."""
+        for is_first_round in (True, False):
+            if self.args.local_process_index == 0 and self.args.should_save == is_first_round and beside.is_dir():
+                (beside / ARGUMENTS_FILE).unlink(missing_ok=True)
+                follow_umask(beside)
+                write_manifest(beside)
+                publish(beside)
+            self.accelerator.wait_for_everyone()
+
+    # -- what is under way
+
+    def progress_state(self) -> dict[str, Any]:
+        """What the next log line and the end of the run will tell, and has not been logged; numbers."""
+        return {
+            "loss_since_log": self._tr_loss.item(),
+            "loss_until_log": self._total_loss_scalar,
+            "step_of_last_log": self._globalstep_last_logged,
+            "seconds": time.time() - self._began + self._seconds_before,
+        }
+
+    def restore_progress(self, state: dict[str, Any]) -> None:
+        """Goes on where `progress_state` was called; called when the loop has set everything to its beginning."""
+        self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
+        self._total_loss_scalar = state["loss_until_log"]
+        self._globalstep_last_logged = state["step_of_last_log"]
+        self._seconds_before = state["seconds"]
+        self._initial_global_step = 0  # what is reported at the end is of the whole run
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trains; see transformers.Trainer.train."""
+        self._began = time.time()
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # the run has started before
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._to_restore:
+            self.restore_progress(self._to_restore)
+            self._to_restore = {}
+        self._at_epoch_end = False
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True  # the checkpoint is that of the last step
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
+        return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """What is logged or evaluated at the end of an epoch belongs into a checkpoint of its last step: a run that
+        goes on from there begins with the next epoch."""
+        is_last_step = self.state.epoch == int(self.state.epoch or 0) or self.state.global_step >= self.state.max_steps
+        at_epoch_end, self._at_epoch_end = self._at_epoch_end, is_last_step
+        if is_last_step and IntervalStrategy.EPOCH in (self.args.logging_strategy, self.args.eval_strategy):
+            if not at_epoch_end:
+                self._save_at_epoch_end, self.control.should_save = self.control.should_save, False
+            else:
+                self.control.should_save |= self._save_at_epoch_end
+                self._save_at_epoch_end = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint's manifest says that it is whole; tied weights stand in it once."""

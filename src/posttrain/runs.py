@@ -1,0 +1,224 @@
+"""Which run a folder belongs to: the same command finds its own checkpoints, another one is told what differs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.checkpoints import (
+    MANIFEST,
+    PAGE,
+    checkpoints,
+    newest_whole,
+    remove,
+    step_of,
+    tidy,
+    what_is_wrong,
+    write_text,
+)
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from posttrain.config import CommonConfig
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
+# Where results go, and what only watches a run: without a say in what is trained. Weights and rows have digests.
+WITHOUT_A_SAY = (
+    *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
+    *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets", "save_total_limit"),
+    *("use_cpu",),  # set where there is no GPU; the kind of device counts by itself
+    *("log_level", "log_level_replica", "logging_dir", "project", "dataloader_num_workers", "dataset_num_proc"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+)
+_NOT_TRAINED_WITH = ("experiment", "inspection")  # folders of this package
+
+
+def what_it_depends_on(config: CommonConfig) -> dict[str, Any]:
+    """All that a run's result depends on, as far as it is known before anything is loaded: plain data."""
+    flags = {name: value for name, value in config.to_mapping().items() if name not in WITHOUT_A_SAY}
+    packages = {name: version(name) for name in PACKAGES}
+    about = {"method": type(config).__name__, "flags": flags, "packages": packages, "code": code_digest()}
+    plain: dict[str, Any] = json.loads(json.dumps(about, sort_keys=True, default=str))
+    return plain
+
+
+def fingerprint(about: dict[str, Any]) -> str:
+    """A name for all that a run depends on.
+
+    Args:
+        about: from `what_it_depends_on`, with what loading has added.
+    """
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def code_digest() -> str:
+    """sha256 over the code that trains."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package)
+        if name.parts[0] not in _NOT_TRAINED_WITH:
+            digest.update(f"{name.as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two runs depend on and is not the same, in words; what only one of them knows is not compared.
+
+    Args:
+        before, now: from `what_it_depends_on`, with or without what loading adds.
+    """
+    found = []
+    for kind in ("flags", "packages"):
+        old, new = before.get(kind, {}), now.get(kind, {})
+        names = sorted({*old, *new})
+        found += [
+            f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"
+            for name in names
+            if old.get(name) != new.get(name)
+        ]
+    words = {
+        "method": "the method",
+        "code": "posttrain's code",
+        "rows": "the rows",
+        "weights": "the weights it starts from",
+        "rewards": "the rewards",
+        "device": "the kind of device",
+    }
+    found += [text for name, text in words.items() if name in before and name in now and before[name] != now[name]]
+    if "processes" in before and "processes" in now and before["processes"] != now["processes"]:
+        found.append(f"{before['processes']} → {now['processes']} processes")
+    return found
+
+
+def check_own(config: CommonConfig) -> None:
+    """Looks whether output_dir belongs to another run; before anything is loaded.
+
+    Raises:
+        UserError: it does, and the user has not said what to do.
+    """
+    run = Path(config.output_dir or ".").expanduser()
+    if config.work_dir is None and run.is_dir():
+        _check_same(run, config, what_it_depends_on(config))
+
+
+def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: TrainingArguments) -> str | None:
+    """Decides where a run goes on, and writes down whose folder it is; called by all processes.
+
+    Args:
+        run: the run's folder, which this run alone writes in.
+        config: of the run.
+        about: all that it depends on.
+        arguments: of the run.
+
+    Returns:
+        The checkpoint to go on from; None: from the beginning.
+
+    Raises:
+        UserError: the folder belongs to another run, or there is no such checkpoint.
+    """
+    resume = config.resume_from_checkpoint
+    is_first = arguments.process_index == 0
+    if resume is None:
+        _check_same(run, config, about)
+    elif is_first and resume is not False:
+        _say_what_differs(Path(resume).parent if isinstance(resume, str) else run, about)
+    if isinstance(resume, str):
+        chosen: Path | None = Path(resume).expanduser()
+        assert chosen is not None
+        wrong = what_is_wrong(chosen) if (chosen / MANIFEST).exists() else None
+        if wrong is not None:
+            raise UserError(f"--resume_from_checkpoint {resume} is damaged: {wrong}; take an earlier one", PAGE)
+    else:
+        if resume is False and is_first:
+            _remove_all(run)
+        chosen = _newest_of_all(run, arguments)
+        if chosen is None and resume is True:
+            raise UserError(
+                f"--resume_from_checkpoint: there is no whole checkpoint of this run in {run}; leave the flag out", PAGE
+            )
+    if is_first:
+        write_text(run / RUN_FILE, json.dumps({"fingerprint": fingerprint(about), **about}, indent=2) + "\n")
+        if chosen is not None:
+            logger.info("Going on from %s.", chosen)
+    return None if chosen is None else str(chosen)
+
+
+def _check_same(run: Path, config: CommonConfig, about: dict[str, Any]) -> None:
+    if config.resume_from_checkpoint is not None:
+        return
+    found, is_finished = checkpoints(run), (run / MANIFEST).exists()
+    if not found and not (is_finished and (run / RUN_FILE).exists()):
+        return
+    before = _read(run)
+    if before is None:
+        what, differing = f"holds {found[-1].name} of a run that is not known here", ["nothing tells its parameters"]
+    else:
+        what = "holds a finished run" if is_finished else f"holds an unfinished run, at {found[-1].name},"
+        what += " with other parameters"
+        differing = differences(before, about)
+    if differing:
+        go_on = "--resume_from_checkpoint true goes on from its checkpoint with those of now, " if found else ""
+        raise UserError(
+            f"--output_dir {run} {what}: {'; '.join(differing)}. Take another --output_dir; or {go_on}"
+            "--resume_from_checkpoint false starts anew and replaces it",
+            PAGE,
+        )
+
+
+def _say_what_differs(run: Path, about: dict[str, Any]) -> None:
+    before = _read(run)
+    differing = differences(before, about) if before is not None else []
+    if differing:
+        logger.warning("Not as when %s was written: %s.", run, "; ".join(differing))
+
+
+def _read(run: Path) -> dict[str, Any] | None:
+    try:
+        about = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
+
+
+def _remove_all(run: Path) -> None:
+    found = checkpoints(run)
+    for folder in found:
+        remove(folder)
+    if found:
+        logger.warning("%s: %d checkpoint(s) of an earlier run are removed.", run, len(found))
+
+
+def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
+    """The newest checkpoint that is whole on all machines, which may share a disk or not: the first process looks
+    first and sets damaged ones aside."""
+    import torch
+
+    step = -1
+    for is_first_round in (True, False):
+        if arguments.local_process_index == 0 and (arguments.process_index == 0) == is_first_round:
+            tidy(run)
+            found = newest_whole(run)
+            step = -1 if found is None else step_of(found)
+        if arguments.world_size > 1:
+            torch.distributed.barrier()
+    if arguments.world_size > 1:
+        of_all: list[Any] = [None] * arguments.world_size
+        torch.distributed.all_gather_object(of_all, step if arguments.local_process_index == 0 else None)
+        step = min(one for one in of_all if one is not None)
+    return None if step < 0 else run / f"checkpoint-{step}"
+
+
+def _shown(value: object) -> str:
+    text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
