@@ -74,7 +74,7 @@ def test_a_secret_is_not_repeated() -> None:
         ("def score(:", "score", "SyntaxError"),
         ("import nothing_like_this", "score", "ModuleNotFoundError: No module named 'nothing_like_this'"),
         ("1 / 0", "score", "ZeroDivisionError"),
-        ("import sys; sys.exit(5)", "score", "its process ended with exit code 5"),
+        ("import sys; sys.exit(5)", "score", "SystemExit: 5"),
         ("", "a b", "'a b' is no name of a function"),
     ],
 )

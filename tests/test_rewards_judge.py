@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("posttrain.rollout.rewards.judge.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("posttrain.rollout.rewards.endpoint.FIRST_PAUSE", 0.01)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

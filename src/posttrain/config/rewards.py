@@ -84,11 +84,15 @@ class RewardSourceFlags:
             if self.judge_base_url is None:
                 yield "a judge needs judge_base_url, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1"
                 return
-            address = urlsplit(self.judge_base_url)
-            if address.scheme not in ("http", "https") or not address.hostname:
-                yield f"judge_base_url {self.judge_base_url} is no address such as http://127.0.0.1:8000/v1"
-            elif address.username is not None or address.query:
+            try:
+                address = urlsplit(self.judge_base_url)
+                is_address = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+            except ValueError:  # brackets that do not close, a port above 65535
+                is_address = False
+            if "@" in self.judge_base_url or "?" in self.judge_base_url:
                 yield "judge_base_url holds more than an address; put the key into the environment, as OPENAI_API_KEY"
+            elif not is_address or not self.judge_base_url.isprintable():
+                yield f"judge_base_url {self.judge_base_url!r} is no address such as http://127.0.0.1:8000/v1"
             return
         unused = sorted({*JUDGE_FLAGS, "judge_retries"} & getattr(self, "explicit", frozenset()))
         if unused:

@@ -65,7 +65,7 @@ class PolicyMethod(Method):
         self.train_rollouts: TrainRollouts | None = None
         self.whole_policy: WholePolicy | None = None
         self._last_completions: pa.Table | None = None
-        self._trouble = np.zeros(2, dtype=np.int64)
+        self._trouble = np.zeros(3, dtype=np.int64)
 
     # -- for a method to state
 
@@ -262,13 +262,15 @@ class PolicyMethod(Method):
         return [batch.to("cpu") for batch in batches], metrics, advantages.values.numpy()
 
     def _reward_trouble(self) -> dict[str, float]:
-        """How often rewards failed since the last generation, and cut texts short, over all processes."""
-        now = np.array([self.rewards.num_failures, self.rewards.num_truncated])
+        """How often rewards failed since the last generation, cut texts short, and gave an answer up, over all
+        processes."""
+        now = np.array([self.rewards.num_failures, self.rewards.num_truncated, self.rewards.num_undecided])
         new, self._trouble = now - self._trouble, now
-        failures, truncated = np.sum(gather_object([new]), axis=0).tolist()
+        failures, truncated, undecided = np.sum(gather_object([new]), axis=0).tolist()
         return {
             "rewards/failures_per_generation": float(failures),
             "rewards/truncated_per_generation": float(truncated),
+            "rewards/undecided_per_generation": float(undecided),
         }
 
     def _sampled_logprobs(

@@ -1,7 +1,13 @@
 """What happens when a reward function fails: whose fault it is, and what becomes of the other rows."""
 
 import asyncio
+import contextlib
+import copy
 import functools
+import logging
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +21,10 @@ from posttrain.rollout.rewards.calls import (
     load_function,
     needed_columns,
 )
+from posttrain.rollout.rewards.functions import FUNCTIONS
 from posttrain.rollout.rewards.worker import Call, CallRows
+
+logger = logging.getLogger(__name__)
 
 Arguments = dict[str, Any]
 # Makes a call: an answer to a Call, one a row to CallRows.
@@ -23,6 +32,8 @@ Ask = Callable[[Call | CallRows], Iterator[Reply]]
 
 # Where more rows than this take too long, one after the other, the rest of the batch is not tried.
 MOST_LOSSES = 2
+# By which a run is asked to stop.
+_KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class CallLostError(Exception):
@@ -53,7 +64,7 @@ def score_batch(ask: Ask, name: FunctionName, arguments: Arguments) -> Scores:
 
 
 def score_rows(ask: Ask, name: FunctionName, arguments: Arguments) -> Scores:
-    """A call for each row."""
+    """A call for each row. Where a built-in function is lost on a row, the answer there is at fault: it is wrong."""
     count = len(arguments["completions"])
     scores = Scores([])
     losses = 0
@@ -66,9 +77,10 @@ def score_rows(ask: Ask, name: FunctionName, arguments: Arguments) -> Scores:
                     scores.failures.append(Failure([len(scores.values)], reason))
                 scores.values.append(reply.values[0] if reply.values else None)
         except CallLostError as lost:
-            scores.failures.append(Failure([len(scores.values)], str(lost)))
-            scores.values.append(None)
-            losses += 1
+            is_own = name.text in FUNCTIONS
+            (scores.undecided if is_own else scores.failures).append(Failure([len(scores.values)], str(lost)))
+            scores.values.append(0.0 if is_own else None)
+            losses += not is_own
         if losses > MOST_LOSSES and len(scores.values) < count:
             left = range(len(scores.values), count)
             scores.failures.append(Failure(left, "not tried, after the rows before them"))
@@ -77,9 +89,14 @@ def score_rows(ask: Ask, name: FunctionName, arguments: Arguments) -> Scores:
 
 
 class Here:
-    """Calls in this process and thread, when their scores are asked for: for functions that cannot live elsewhere."""
+    """Calls in this process and thread, when their scores are asked for: for functions that cannot live elsewhere.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds of a call after which a warning says what it waits for; nothing ends the call.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._runner = asyncio.Runner()
         self._functions: dict[FunctionName, Callable[..., Any]] = {}
 
@@ -89,7 +106,8 @@ class Here:
 
     def load(self, name: FunctionName) -> list[str]:
         """As Lane.load."""
-        self._functions[name] = load_function(name)
+        with self._watched(name):
+            self._functions[name] = load_function(name)
         return needed_columns(self._functions[name])
 
     def prepare(self, name: FunctionName) -> None:
@@ -103,7 +121,36 @@ class Here:
         if request.name not in self._functions:
             self.load(request.name)
         function = self._functions[request.name]
+        # What the function changes in its arguments is not changed for others, as in a process of its own.
+        arguments = copy.deepcopy(dict(request.arguments))
         if isinstance(request, Call):
-            yield call_function(function, request.arguments, self._runner)
+            with self._watched(request.name):
+                reply = call_function(function, arguments, self._runner)
+            yield reply
         else:
-            yield from call_rows(function, request.arguments, self._runner)
+            with self._watched(request.name):
+                replies = list(call_rows(function, arguments, self._runner))
+            yield from replies
+
+    @contextlib.contextmanager
+    def _watched(self, name: FunctionName) -> Iterator[None]:
+        """Undo what a function of the user's does to the process, and tell when it takes long."""
+        if name.text in FUNCTIONS:
+            yield
+            return
+        said = "reward function %s has been running for %g s, and with --reward_workers 0 nothing ends it"
+        watch = threading.Timer(self._patience, logger.warning, [said, name.text, self._patience])
+        watch.daemon = True
+        folder = os.getcwd()
+        in_main = threading.current_thread() is threading.main_thread()
+        handlers = {number: signal.getsignal(number) for number in _KEPT_SIGNALS} if in_main else {}
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+            if os.getcwd() != folder:
+                os.chdir(folder)  # outputs may be named by a relative path
+            for number, handler in handlers.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)

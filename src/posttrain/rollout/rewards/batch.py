@@ -50,6 +50,10 @@ class Failure:
     rows: Sequence[int]
     reason: str
 
+    def moved(self, rows: int) -> "Failure":
+        """The same of rows so many further down."""
+        return Failure([rows + row for row in self.rows], self.reason)
+
 
 @dataclass
 class Scores:
@@ -58,10 +62,13 @@ class Scores:
     Args:
         values: C rewards; None = no opinion, or failed.
         failures: what went wrong.
+        undecided: answers that a built-in function could not grade in time, and that count as wrong: what a model
+            writes is no fault of the function.
     """
 
     values: list[float | None]
     failures: list[Failure] = field(default_factory=list)
+    undecided: list[Failure] = field(default_factory=list)
 
 
 def text_of(content: Content) -> str:

@@ -5,10 +5,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
+import reprlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,9 @@ from posttrain.errors import UserError
 from posttrain.rollout.rewards.functions import FUNCTIONS
 
 ALWAYS_GIVEN = ("prompts", "completions", "completion_ids")
+# What ends a call and not the process. KeyboardInterrupt is the user's.
+ENDS_CALL = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
+_LONGEST = 500  # characters of what an exception says
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def load_function(name: FunctionName) -> Callable[..., Any]:
     module, _, attribute = name.text.rpartition(":" if ":" in name.text else ".")
     try:
         loaded = _load_file(Path(module).expanduser()) if ":" in name.text else _import(module)
-    except Exception as error:
+    except ENDS_CALL as error:
         raise UserError(
             f"reward_funcs: {name.text} cannot be imported: {describe(error)}", "rewards.md#your-own"
         ) from error
@@ -76,7 +81,7 @@ def load_function(name: FunctionName) -> Callable[..., Any]:
         raise UserError(f"reward_funcs: {name.text} is {type(function).__name__}, not a function")
     try:
         inspect.signature(function)
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"reward_funcs: {name.text} does not tell its arguments; wrap it in a function") from None
     return function
 
@@ -116,7 +121,7 @@ def call_function(function: Callable[..., Any], arguments: Mapping[str, Any], ru
         if inspect.isawaitable(output):
             output = runner.run(_wait(output))
         return _read_output(output, count)
-    except Exception as error:
+    except ENDS_CALL as error:
         return Reply(error=describe(error))
 
 
@@ -128,13 +133,18 @@ def call_rows(function: Callable[..., Any], arguments: Mapping[str, Any], runner
 
 def describe(error: BaseException) -> str:
     """An exception in a line: its type, what it says, and where in whose file it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    frames = list(traceback.walk_tb(error.__traceback__))[-1:]
+    place = f" ({frames[0][0].f_code.co_filename}:{frames[0][1]})" if frames else ""
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}:{error.lineno})"
         return f"{type(error).__name__}: {error.msg}{place}"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' if lines else ''}{lines[0][:500] if lines else ''}{place}"
+    try:
+        text = str(error).strip()
+    except Exception:  # an exception's own text is code of the user, too
+        text = ""
+    # In one line that a terminal can show, whatever model text is quoted in it.
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST].partition("\n")[0])
+    return f"{type(error).__name__}{': ' if line else ''}{line}{place}"
 
 
 def _names(arguments: Mapping[str, Any]) -> str:
@@ -177,24 +187,35 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _read_output(output: Any, count: int) -> Reply:
-    if isinstance(output, str | bytes | Mapping) or not hasattr(output, "__len__") or not hasattr(output, "__iter__"):
+    # A set has an entry for each, too, in an order of its own.
+    is_other = isinstance(output, str | bytes | bytearray | memoryview | Mapping | Set)
+    if is_other or not hasattr(output, "__len__") or not hasattr(output, "__iter__"):
         return Reply(mistake=f"it returned {type(output).__name__}, not a list with a number for each completion")
     if len(output) != count:
         return Reply(mistake=f"it returned {len(output)} rewards for {count} completions; return one for each")
     reply = Reply()
-    for row, value in enumerate(output):
+    for row, value in enumerate(itertools.islice(output, count)):
         try:
             reply.values.append(None if value is None else _read_number(value))
-        except (TypeError, ValueError, OverflowError):
-            text = repr(value)
-            shown = text if len(text) <= 60 else text[:57] + "..."
+        except Exception:  # a number's conversion to float is code of whoever made it
             reply.values.append(None)
-            reply.bad[row] = f"it returned {shown}; return a number, or None for no opinion"
+            reply.bad[row] = f"it returned {_shown(value)}; return a number, or None for no opinion"
+    if len(reply.values) != count:
+        return Reply(mistake=f"it returned {type(output).__name__} of {count} entries that gives {len(reply.values)}")
     return reply
 
 
 def _read_number(value: Any) -> float:
     """A number of Python, numpy or torch as a float."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, str | bytes | bytearray):
         raise TypeError("text is no number, though float() would read some")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words, whatever its own text does."""
+    try:
+        text = reprlib.repr(value)  # of 2 million entries it looks at a few
+    except Exception:
+        text = type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."

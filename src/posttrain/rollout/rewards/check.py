@@ -1,6 +1,7 @@
 """What can be known to be wrong with the rewards before torch is imported."""
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from posttrain.rollout.rewards.attempts import Here
 from posttrain.rollout.rewards.functions import FUNCTIONS
 from posttrain.rollout.rewards.pool import Lane
 from posttrain.rollout.rewards.rubric import Rubric
-from posttrain.rollout.rewards.sources import Source, function_name, reward_sources
+from posttrain.rollout.rewards.sources import Source, answers_file, function_name, reward_sources
+
+logger = logging.getLogger(__name__)
 
 # Arguments that TRL hands to reward functions and posttrain does not.
 NOT_PASSED = ("log_extra", "log_metric", "trainer_state")
@@ -22,7 +25,7 @@ Needs = dict[str, list[tuple[str, ...]]]
 
 
 def check_rewards(config: RewardSourceFlags, columns: Iterable[str] | None = None) -> None:
-    """Find every reward that is named: built in, in its file or module, on disk.
+    """Find every reward that is named: built in, in its file or module, on disk, at its address.
 
     Args:
         config: of the run.
@@ -34,6 +37,15 @@ def check_rewards(config: RewardSourceFlags, columns: Iterable[str] | None = Non
     needs = required_columns(config)
     if columns is not None:
         check_columns(needs, columns, str(getattr(config, "dataset_name", None) or "datasets"))
+    if config.judge_base_url is not None and any(source.kind == "judge" for source in reward_sources(config)):
+        from posttrain.rollout.rewards.endpoint import check_endpoint  # brings a client for HTTP
+
+        try:
+            check_endpoint(config.judge_base_url)
+        except UserError as error:
+            if not answers_file(config).exists():
+                raise
+            logger.warning("%s (its earlier answers are kept here, and a run that is repeated needs no others)", error)
 
 
 def required_columns(config: RewardSourceFlags) -> Needs:
@@ -112,7 +124,7 @@ def _import(config: RewardSourceFlags, own: list[Source]) -> Needs:
     """What the user's own functions need; imports them where they will run, in a worker or here."""
     if not own:
         return {}
-    home = Here() if config.reward_workers == 0 else Lane(config.reward_timeout)
+    home = Here(config.reward_timeout) if config.reward_workers == 0 else Lane(config.reward_timeout)
     try:
         return {source.name: [(column,) for column in home.load(function_name(config, source))] for source in own}
     finally:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from posttrain.errors import UserError
@@ -24,7 +24,9 @@ Give your reasons in at most three sentences. Then end with a line of its own, f
 Score: <number>
 """
 _OWN = ("prompt", "completion")
-_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
+HIGHEST = 10  # of the scores that the general rubric asks for
+# Each digit is looked at once, however many there are.
+_NUMBER = r"[-+]?(?:\d++(?:\.\d++)?+|\.\d++)"
 _SCORE = re.compile(rf"\bscore\b[\s*_]*[:=][\s*_]*(?P<number>{_NUMBER})(?![\d.]*\d)", re.IGNORECASE)
 
 
@@ -43,6 +45,7 @@ class Rubric:
 
     def __init__(self, path: str | None):
         self._name = path or "the built-in rubric"
+        self._asks_generally = path is None
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         try:
             text = GENERAL_RUBRIC if path is None else Path(path).expanduser().read_text(encoding="utf-8-sig")
@@ -75,9 +78,22 @@ class Rubric:
             "completion": text_of(batch.completions[row]),
         }
         try:
-            return self._template.render(values)
-        except (UndefinedError, TypeError, ValueError, ArithmeticError) as error:
-            raise UserError(f"judge_rubric: {self._name} fails at {batch.places[row]}: {error}") from error
+            text = self._template.render(values)
+        except Exception as error:  # a template is a program of the user's
+            reason = str(error).strip() or type(error).__name__
+            raise UserError(f"judge_rubric: {self._name} fails at {batch.places[row]}: {reason}") from error
+        return text.encode(errors="replace").decode()  # half a surrogate pair cannot be sent
+
+    def read_score(self, answer: str) -> float | None:
+        """The score in an answer.
+
+        Raises:
+            ValueError: it lies outside of what was asked for.
+        """
+        score = read_score(answer)
+        if score is not None and self._asks_generally and not 0 <= score <= HIGHEST:
+            raise ValueError(f"{score:g} is not between 0 and {HIGHEST}, as was asked")
+        return score
 
 
 def read_score(answer: str) -> float | None:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from posttrain.cache import cache_root
 from posttrain.config import suggestion
 from posttrain.config.rewards import JUDGE, OVERLONG, RewardSourceFlags
 from posttrain.errors import UserError
@@ -84,6 +85,11 @@ def _parse(text: str, flag: str) -> Source:
             "rewards.md",
         )
     return Source("function", text, text.rpartition(".")[2])
+
+
+def answers_file(config: RewardSourceFlags) -> Path:
+    """Where the answers of judges are kept."""
+    return cache_root(getattr(config, "cache_dir", None)) / "judge.sqlite"
 
 
 def _check_file(text: str, path: str, function: str, flag: str) -> Source:

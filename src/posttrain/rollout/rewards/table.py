@@ -1,24 +1,25 @@
 """All rewards of a run: completions go in, a table of rewards comes out."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from posttrain.cache import cache_root
 from posttrain.config.rewards import RewardSourceFlags
-from posttrain.errors import UserError
+from posttrain.errors import RunFailed, UserError
 from posttrain.rollout.rewards.attempts import Here
 from posttrain.rollout.rewards.batch import Failure, RewardBatch, Scores
 from posttrain.rollout.rewards.calls import FunctionName
 from posttrain.rollout.rewards.functions import FUNCTIONS
 from posttrain.rollout.rewards.pool import Lane
-from posttrain.rollout.rewards.sources import Source, function_name, reward_sources
+from posttrain.rollout.rewards.sources import Source, answers_file, function_name, reward_sources
 
 logger = logging.getLogger(__name__)
 
 _FAILURES_SHOWN = 5
+_GOES_ON = "Checkpoints that the run has written are whole; started again, it goes on from the last one."
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -65,7 +66,8 @@ class FunctionReward:
             for start, wait in parts:
                 part = wait()
                 scores.values += part.values
-                scores.failures += [Failure([start + row for row in f.rows], f.reason) for f in part.failures]
+                scores.failures += [one.moved(start) for one in part.failures]
+                scores.undecided += [one.moved(start) for one in part.undecided]
             return scores
 
         return gather
@@ -90,12 +92,12 @@ class Pending:
             (C, R) float32, in the order of the batch's rows and of the rewards' names; NaN = no opinion, or failed.
 
         Raises:
-            UserError: a reward cannot be used at all, or has failed too often.
+            UserError: a reward cannot be used at all, or has failed too often, from the first batch on.
+            RunFailed: the same on the way.
         """
         if self._table is None:
-            scores = [_finite(wait()) for wait in self._waits]
+            scores = self._rewards.settle(self._batch, self._waits)
             self._waits = ()
-            self._rewards.note_failures(self._batch, scores)
             columns = [[np.nan if value is None else value for value in one.values] for one in scores]
             self._table = np.array(columns, dtype=np.float32).reshape(len(scores), len(self._batch)).T
             self._rewards.note_silence(self._batch, self._table)
@@ -112,12 +114,14 @@ class Rewards:
     Attributes:
         names: what the rewards are called in metrics; each once.
         num_failures: exceptions, timeouts and bad values so far, in this process.
+        num_undecided: answers that could not be graded in time so far, in this process.
     """
 
     def __init__(self, rewards: Sequence[Reward], max_failures: int):
         self._rewards, self._max_failures = rewards, max_failures
         self.names = [reward.name for reward in rewards]
-        self.num_failures = 0
+        self.num_failures = self.num_undecided = 0
+        self._has_scored = False
         self._first_failures: dict[tuple[str, str], str] = {}  # by reward and reason
         self._has_been_silent = False
 
@@ -130,31 +134,47 @@ class Rewards:
         """Begin to score; functions and judges work beside what this process does, models at `result()`.
 
         Raises:
-            UserError: the batch cannot be scored, such as by a rubric that fails on it.
+            UserError: the batch cannot be scored, such as by a rubric that fails on it, and none before it could.
+            RunFailed: the same on the way.
         """
-        return Pending(self, batch, [reward.submit(batch) for reward in self._rewards])
+        with self._on_the_way():
+            return Pending(self, batch, [reward.submit(batch) for reward in self._rewards])
 
     def close(self) -> None:
         """End processes and connections; what is still being scored is given up."""
         for reward in self._rewards:
             reward.close()
 
-    def note_failures(self, batch: RewardBatch, scores: Sequence[Scores]) -> None:
-        """Count and tell what failed.
+    def settle(self, batch: RewardBatch, waits: Sequence[Callable[[], Scores]]) -> list[Scores]:
+        """Wait for the scores of a batch, count and tell what failed.
 
         Raises:
-            UserError: it is too much.
+            UserError: a reward cannot be used, or failed too often, before any batch could be scored.
+            RunFailed: the same after that: training was under way.
         """
+        with self._on_the_way():
+            scores = [_finite(wait()) for wait in waits]
+            self._note_failures(batch, scores)
+        self._has_scored = self._has_scored or any(value is not None for one in scores for value in one.values)
+        return scores
+
+    @contextlib.contextmanager
+    def _on_the_way(self) -> Iterator[None]:
+        """What shows after rewards have worked is told as the end of a run, and what could not work as a mistake."""
+        try:
+            yield
+        except UserError as error:
+            if self._has_scored:
+                raise RunFailed(f"{error}\n{_GOES_ON}", error.page) from error
+            raise
+
+    def _note_failures(self, batch: RewardBatch, scores: Sequence[Scores]) -> None:
         for name, one in zip(self.names, scores, strict=True):
-            # One that fails on every row says so once: its rows by its reason.
-            rows_of: dict[str, list[Sequence[int]]] = {}
-            for failure in one.failures:
-                rows_of.setdefault(failure.reason, []).append(failure.rows)
+            for text in _told(name, batch, one.undecided).values():
+                logger.warning("answer given up on, which counts as wrong: %s", text)
+            self.num_undecided += len(one.undecided)
             self.num_failures += len(one.failures)
-            for reason, groups in rows_of.items():
-                places = [batch.places[row] for rows in groups for row in rows]
-                where = places[0] if len(places) == 1 else f"{len(places)} rows ({places[0]} to {places[-1]})"
-                text = f"{name} at {where}: {reason}"
+            for reason, text in _told(name, batch, one.failures).items():
                 logger.warning("reward failed, which counts as no opinion: %s", text)
                 if len(self._first_failures) < _FAILURES_SHOWN:
                     self._first_failures.setdefault((name, reason), text)
@@ -177,6 +197,19 @@ class Rewards:
                 len(batch),
                 batch.places[int(silent.argmax())],
             )
+
+
+def _told(name: str, batch: RewardBatch, failures: Sequence[Failure]) -> dict[str, str]:
+    """What is said of failures, by their reason: what fails on every row is said once."""
+    rows_of: dict[str, list[Sequence[int]]] = {}
+    for failure in failures:
+        rows_of.setdefault(failure.reason, []).append(failure.rows)
+    texts = {}
+    for reason, groups in rows_of.items():
+        places = [batch.places[row] for rows in groups for row in rows]
+        where = places[0] if len(places) == 1 else f"{len(places)} rows ({places[0]} to {places[-1]})"
+        texts[reason] = f"{name} at {where}: {reason}"
+    return texts
 
 
 def _finite(scores: Scores) -> Scores:
@@ -202,36 +235,38 @@ def build_rewards(config: RewardSourceFlags, device: Any) -> Rewards:
     functions = [source for source in sources if source.kind == "function"]
     num_lanes = len(functions) if config.reward_workers is None else config.reward_workers
     lanes: list[Lane | Here] = [Lane(config.reward_timeout) for _ in range(num_lanes)] if functions else []
-    lanes = lanes or [Here()]
+    here = Here(config.reward_timeout)
+    lanes = lanes or [here]
     rewards: list[Reward] = []
     try:
         for source in sources:
             if source.kind == "function":
-                rewards.append(_function_reward(config, source, lanes, functions.index(source)))
+                rewards.append(_function_reward(config, source, lanes, functions.index(source), here))
             elif source.kind == "judge":
                 rewards.append(_judge(config, source))
             else:
                 rewards.append(_model(config, source, device))
     except BaseException:
-        for part in (*rewards, *lanes):
+        for part in (*rewards, *lanes, here):
             part.close()
         raise
     return Rewards(rewards, config.max_reward_failures)
 
 
 def _function_reward(
-    config: RewardSourceFlags, source: Source, lanes: Sequence[Lane | Here], number: int
+    config: RewardSourceFlags, source: Source, lanes: Sequence[Lane | Here], number: int, here: Here
 ) -> FunctionReward:
     function, built_in = function_name(config, source), FUNCTIONS.get(source.target)
     if built_in is None:
         return FunctionReward(source.name, function, [lanes[number % len(lanes)]], row_by_row=False)
     if built_in.is_heavy:
         return FunctionReward(source.name, function, lanes, row_by_row=True)
-    return FunctionReward(source.name, function, [Here()], row_by_row=False)  # what is quick needs no process
+    return FunctionReward(source.name, function, [here], row_by_row=False)  # what is quick needs no process
 
 
 def _judge(config: RewardSourceFlags, source: Source) -> Reward:
-    from posttrain.rollout.rewards.judge import Endpoint, Judge
+    from posttrain.rollout.rewards.endpoint import Endpoint
+    from posttrain.rollout.rewards.judge import Judge
     from posttrain.rollout.rewards.rubric import Rubric
 
     assert config.judge_base_url is not None
@@ -243,8 +278,7 @@ def _judge(config: RewardSourceFlags, source: Source) -> Reward:
         config.judge_timeout,
         config.judge_retries,
     )
-    cache = cache_root(getattr(config, "cache_dir", None)) / "judge.sqlite"
-    return Judge(source.name, endpoint, Rubric(config.judge_rubric), cache)
+    return Judge(source.name, endpoint, Rubric(config.judge_rubric), answers_file(config))
 
 
 def _model(config: RewardSourceFlags, source: Source, device: Any) -> Reward:

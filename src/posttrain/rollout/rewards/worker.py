@@ -4,17 +4,25 @@ It imports no torch unless a function does.
 """
 
 import asyncio
+import contextlib
 import os
 import random
+import re
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from posttrain.errors import UserError
 from posttrain.rollout.rewards.calls import FunctionName, Reply, call_function, call_rows, load_function, needed_columns
+from posttrain.rollout.rewards.functions import FUNCTIONS
+
+# Bytes that grading one answer may take on top of what the process has; more is an answer that cannot be read.
+GRADING_MEMORY = 2 << 30
 
 
 class Load(NamedTuple):
@@ -45,15 +53,17 @@ def main() -> None:
     requests and answers, and a pipe that ends with the other process."""
     connection, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    _be_the_first_to_go()
     random.seed(0)  # a function that draws does so alike in every run
     functions: dict[FunctionName, Callable[..., Any]] = {}
-    with asyncio.Runner() as runner:
+    own_id = os.getpid()
+    # The other side has gone, or a function has closed the files: either way it is told by the end of this process.
+    with asyncio.Runner() as runner, contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            try:
-                request = connection.recv()
-            except EOFError:
-                return
+            request = connection.recv()
             for answer in _answers(request, functions, runner):
+                if os.getpid() != own_id:
+                    os._exit(0)  # a function has forked and both came back: this one's answer would be one too many
                 connection.send(answer)
 
 
@@ -66,8 +76,35 @@ def _answers(request: Request, functions: dict[FunctionName, Any], runner: async
             yield Reply(mistake=str(error))
     elif isinstance(request, Call):
         yield call_function(functions[request.name], request.arguments, runner)
+    elif request.name.text in FUNCTIONS:
+        with _limited_memory(GRADING_MEMORY):
+            yield from call_rows(functions[request.name], request.arguments, runner)
     else:
         yield from call_rows(functions[request.name], request.arguments, runner)
+
+
+@contextlib.contextmanager
+def _limited_memory(more: int) -> Iterator[None]:
+    """A MemoryError where this process would grow by more bytes, where the system knows such a limit (Linux)."""
+    status = Path("/proc/self/status")
+    size = re.search(r"VmData:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if size is None:
+        yield
+        return
+    before, highest = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(size[1]) * 1024 + more
+    limits = [one for one in (before, highest) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *limits]), highest))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, highest))
+
+
+def _be_the_first_to_go() -> None:
+    """Where the machine's memory runs out, the kernel ends this process and not the one that trains (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _die_with_parent(lifeline: int) -> None:
