@@ -97,7 +97,7 @@ def test_text_that_is_not_utf8_names_the_line(tmp_path: Path, suffix: str) -> No
 def test_utf16_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"text": "a"}\n'.encode("utf-16"))
-    assert "line 1: not UTF-8" in _error(path)
+    assert "not UTF-8 text but UTF-16" in _error(path)
 
 
 def test_a_broken_json_line_is_named(tmp_path: Path) -> None:

@@ -17,12 +17,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2.exceptions import TemplateSyntaxError
-
 from posttrain.data.formats import Message
 from posttrain.data.prefix import common_prefix_length, common_suffix_length
 from posttrain.data.problems import RowError
-from posttrain.errors import UserError
+from posttrain.data.template import template_of, within_limits
 
 Span = tuple[int, int]  # from, to: characters of a rendered conversation
 Render = Callable[[list[Message], bool], str]  # messages, with the generation prompt?
@@ -41,21 +39,17 @@ def render(
     """A conversation as text; nothing where there are no messages.
 
     Raises:
-        RowError: the template refuses it.
+        RowError: the template refuses it, or goes beyond a limit.
         UserError: the template itself is broken.
     """
     if not messages:
         return ""
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **template_kwargs
-        )
-    except TemplateSyntaxError as error:
-        raise UserError(f"chat template line {error.lineno}: {error.message} (--chat_template_path)") from error
-    except Exception as error:  # a template is a program of its own: it may raise anything
-        raise RowError(
-            "the chat template cannot render it", f"{error or type(error).__name__}; change the row or the template"
-        ) from error
+    options = {"tools": tools, "add_generation_prompt": add_generation_prompt, "tokenize": False}
+
+    def own_render() -> str:
+        return str(tokenizer.apply_chat_template(messages, **options, **template_kwargs))
+
+    return within_limits(own_render, (messages, tools, template_kwargs))
 
 
 def render_with_spans(
@@ -66,7 +60,7 @@ def render_with_spans(
     Raises:
         RowError: the template refuses the conversation, or hides where a message begins and ends.
     """
-    if has_markers(tokenizer.get_chat_template(None, tools)):
+    if has_markers(template_of(tokenizer, tools)):
         return _render_marked(tokenizer, messages, tools, template_kwargs)
 
     def own_render(messages: list[Message], add_generation_prompt: bool) -> str:
@@ -86,16 +80,20 @@ def _render_marked(
 ) -> tuple[str, list[Span]]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    text = render(tokenizer, messages, tools, template_kwargs)  # reports what the template refuses
-    rendered, spans = render_jinja_template(
-        [messages],
-        tools=tools,
-        chat_template=tokenizer.get_chat_template(None, tools),
-        return_assistant_tokens_mask=True,
-        **{**tokenizer.special_tokens_map, **template_kwargs},
-    )
-    assert rendered[0] == text
-    return text, [tuple(span) for span in spans[0]]
+    spans: list[Span] = []
+
+    def own_render() -> str:
+        rendered, found = render_jinja_template(
+            [messages],
+            tools=tools,
+            chat_template=template_of(tokenizer, tools),
+            return_assistant_tokens_mask=True,
+            **{**tokenizer.special_tokens_map, **template_kwargs},
+        )
+        spans.extend(tuple(span) for span in found[0])
+        return str(rendered[0])
+
+    return within_limits(own_render, (messages, tools, template_kwargs)), spans
 
 
 def assistant_spans(render: Render, messages: list[Message], special_tokens: tuple[str, ...]) -> tuple[str, list[Span]]:
@@ -136,7 +134,9 @@ def _try(render: Render, messages: list[Message], add_generation_prompt: bool) -
     """Templates may refuse a part of a conversation: None then; and None where there is nothing to render."""
     try:
         return render(messages, add_generation_prompt) or None
-    except RowError:
+    except RowError as error:
+        if error.is_last:
+            raise
         return None
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from posttrain.data.chat import Span, render, render_with_spans
 from posttrain.data.formats import Example
 from posttrain.data.problems import RowError
+from posttrain.data.template import check_says_messages
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.int8]
@@ -64,6 +65,8 @@ def texts_of(tokenizer: Any, example: Example, with_spans: bool = False) -> list
             "the row is a conversation and the tokenizer has no chat template; give --chat_template_path (a .jinja "
             "file, or a folder or hub id of a tokenizer that has one)",
         )
+    if is_chat:
+        check_says_messages(tokenizer)
     texts = []
     if example.prompt is not None:
         texts.append(

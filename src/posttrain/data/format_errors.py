@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.data.json_text import shortened
 from posttrain.data.problems import RowError, row_as_text
 
 MESSAGES_EXAMPLE = '[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]'
+_COLUMNS = 20  # named of a row that has none of the formats
 _KINDS = {
     "sft": "sft",
     "preference": "preference training (dpo, reward)",
@@ -39,7 +41,9 @@ def wrong_type(column: str, wanted: str, found: Any) -> RowError:
 
 def wrong_columns(kind: str, columns: Mapping[str, Any], hint: str) -> RowError:
     """The error of a row that has none of the formats of its kind."""
-    found = ", ".join(columns) or "none with a value"
+    names = [shortened(name, 40) for name in columns]
+    more = f" and {len(names) - _COLUMNS:,} more" if len(names) > _COLUMNS else ""
+    found = ", ".join(names[:_COLUMNS]) + more or "none with a value"
     advice = f"{hint}\n" if hint else ""
     example = row_as_text(dict(columns), 300)
     return RowError(

@@ -5,18 +5,20 @@ Departures from TRL: the format is recognised row by row, so a mixture may hold 
 completion mask that comes with tokenised rows is heeded unless `completion_only_loss` is false.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.format_errors import MESSAGES_EXAMPLE, wrong_columns, wrong_type
+from posttrain.data.json_text import BrokenJSON, parse_json
 from posttrain.data.prefix import common_prefix_length
 from posttrain.data.problems import RowError
+from posttrain.data.template import check_options
 
 Message = dict[str, Any]
 Content = str | list[Message]  # plain text, or a conversation
 
+_MAX_MARGIN = 1e30  # it is kept as float32
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -125,6 +127,8 @@ def parse_preference(columns: Mapping[str, Any]) -> Example:
     margin = columns.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
         raise wrong_type("margin", "a number", margin)
+    if margin is not None and not abs(margin) < _MAX_MARGIN:
+        raise wrong_type("margin", "a number that is not NaN nor beyond all measure", float("nan"))
     example = Example(prompt, (chosen, rejected), is_prompt_given=is_given)
     example.margin = None if margin is None else float(margin)
     return _with_template_options(example, columns)
@@ -171,6 +175,10 @@ def _parse_tokens(columns: Mapping[str, Any]) -> TokenExample:
                     f"token {position} is {token}, its label {label}; a label is its own token, or -100 (not trained)",
                 )
         return TokenExample(ids, None, trained)
+    for name, mask in masks.items():
+        wrong = next((value for value in mask if value not in (0, 1)), None)
+        if wrong is not None:
+            raise wrong_type(name, "0 or 1 for each token", wrong)
     return TokenExample(ids, masks.get("completion_mask"), masks.get("assistant_masks"))
 
 
@@ -234,10 +242,20 @@ def _text_part(part: Any, where: str) -> str:
 
 def _with_template_options(example: Example, columns: Mapping[str, Any]) -> Example:
     if example.is_conversation:
-        example.tools = json_column(columns, "tools", list) or None  # some templates take [] for tools
-        options = json_column(columns, "chat_template_kwargs", dict) or {}
-        example.template_kwargs = {key: value for key, value in options.items() if value is not None}
+        example.tools, example.template_kwargs = template_options(columns)
     return example
+
+
+def template_options(columns: Mapping[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:
+    """What a row gives the chat template beside the messages: the tools, and further variables.
+
+    Raises:
+        RowError: they are of a wrong type, or would change how the template is used.
+    """
+    tools = json_column(columns, "tools", list) or None  # some templates take [] for tools
+    options = json_column(columns, "chat_template_kwargs", dict) or {}
+    check_options(options)
+    return tools, {key: value for key, value in options.items() if value is not None}
 
 
 def json_column(columns: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -249,9 +267,10 @@ def json_column(columns: Mapping[str, Any], name: str, kind: type) -> Any:
     value = columns.get(name)
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise RowError(f"broken JSON in {name!r}", f"character {error.pos}: {error.msg}") from error
+            value = parse_json(value)
+        except BrokenJSON as error:
+            where = "" if error.position is None else f"character {error.position}: "
+            raise RowError(f"broken JSON in {name!r}", f"{where}{error}") from error
     if value and not isinstance(value, kind):
         raise wrong_type(name, f"a {kind.__name__}, or JSON text of one", value)
     return value

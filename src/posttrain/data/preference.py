@@ -67,10 +67,21 @@ def encoded_pairs(
     return list(zip(rows, examples, of_rows, strict=True))
 
 
+def same_tokens() -> RowError:
+    """The error of a pair that is none to the model."""
+    return RowError(
+        "chosen = rejected in tokens",
+        "they differ as text, and the chat template (or the tokenizer) makes the same of both; take the pair out",
+    )
+
+
 def _add(
     result: Tokenised, place: str, encodings: Sequence[Encoding], index: int, example: Example, options: Options
 ) -> None:
     prompt, *wholes = (encoding.ids for encoding in encodings)
+    if wholes[0] == wholes[1]:
+        result.problems.add(place, same_tokens())
+        return
     prompt_length = min(common_prefix_length(prompt, whole) for whole in wholes)
     result.counts["rows_prompt_not_prefix"] += example.is_prompt_given and prompt_length < len(prompt)
     if options.max_length is not None and prompt_length >= options.max_length and not options.keep_end:

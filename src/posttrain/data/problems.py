@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from posttrain.errors import UserError
 
 _SHOWN = 3  # places named for each mistake
+_HEADLINES, _DETAIL = 8, 2000  # mistakes told, and characters of what is said of one: columns may be 10 MB of text
 _PAGE = "troubleshooting.md#data"
 
 
@@ -17,13 +19,15 @@ class RowError(Exception):
         headline: the mistake in a few words, the same for all rows that have it.
         detail: what is wrong in this row, and the way out.
         page: where docs/ tells more of it, if that is another place than for most.
+        is_last: every further row might take as long as this one to fail, so none is looked at.
     """
 
-    def __init__(self, headline: str, detail: str, page: str | None = None):
+    def __init__(self, headline: str, detail: str, page: str | None = None, is_last: bool = False):
         super().__init__(f"{headline}: {detail}")
         self.headline = headline
         self.detail = detail
         self.page = page
+        self.is_last = is_last
 
 
 @dataclass
@@ -37,7 +41,9 @@ class Problems:
         return bool(self.found)
 
     def add(self, place: str, error: RowError) -> None:
-        """Note a mistake."""
+        """Note a mistake; raises UserError where no other is to be looked for."""
+        if error.is_last:
+            raise UserError(f"{place}: {error}", error.page or _PAGE) from error
         self.page = self.page or error.page
         count, places, detail = self.found.get(error.headline, (0, [], error.detail))
         self.found[error.headline] = (count + 1, places + [place] * (len(places) < _SHOWN), detail)
@@ -63,13 +69,27 @@ class Problems:
             return
         total = sum(count for count, _, _ in self.found.values())
         lines = [f"{name}: {total:,} of {rows} cannot be used"]
-        for headline, (count, places, detail) in self.found.items():
+        for headline, (count, places, detail) in list(self.found.items())[:_HEADLINES]:
             more = f" and {count - len(places):,} more" if count > len(places) else ""
-            lines.append(f"{headline} ({', '.join(places)}{more}): {detail}")
+            shown = detail if len(detail) <= _DETAIL else detail[:_DETAIL] + "…"
+            lines.append(f"{headline} ({', '.join(places)}{more}): {shown}")
+        if len(self.found) > _HEADLINES:
+            lines.append(f"and {len(self.found) - _HEADLINES:,} other mistakes")
         raise UserError("\n".join(lines), self.page or _PAGE)
 
 
 def row_as_text(value: Any, limit: int = 100) -> str:
     """A value as JSON on one line, cut to `limit` characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(_beginning(value, limit), ensure_ascii=False, default=lambda other: str(other)[: limit + 1])
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _beginning(value: Any, limit: int) -> Any:
+    """So much of a value that `limit` characters of its JSON are the same."""
+    if isinstance(value, str):
+        return value[: limit + 1]
+    if isinstance(value, list):
+        return [_beginning(item, limit) for item in value[: limit + 1]]
+    if isinstance(value, dict):
+        return {str(key)[: limit + 1]: _beginning(value[key], limit) for key in islice(value, limit + 1)}
+    return value

@@ -10,9 +10,10 @@ import numpy as np
 from posttrain.data.chat import render
 from posttrain.data.encode import Text, check_encodable, encode_texts
 from posttrain.data.format_errors import wrong_columns
-from posttrain.data.formats import Content, content_of, json_column, present
+from posttrain.data.formats import Content, content_of, present, template_options
 from posttrain.data.problems import RowError
 from posttrain.data.readers import Row
+from posttrain.data.template import check_options, check_says_messages
 from posttrain.data.tokenised import Options, Tokenised
 
 
@@ -51,9 +52,7 @@ def parse_prompt(columns: Mapping[str, Any]) -> Prompt:
         raise RowError("empty prompt", "there is nothing to go on from; take the row out")
     if isinstance(content, str):
         return Prompt(content)
-    options = json_column(columns, "chat_template_kwargs", dict) or {}
-    given = {key: value for key, value in options.items() if value is not None}
-    return Prompt(content, json_column(columns, "tools", list) or None, given)
+    return Prompt(content, *template_options(columns))
 
 
 def tokenise_prompts(tokenizer: Any, rows: Sequence[Row], options: Options, first_row: int) -> Tokenised:
@@ -70,17 +69,20 @@ def tokenise_prompts(tokenizer: Any, rows: Sequence[Row], options: Options, firs
         The tokens; or, for rows that cannot be used, the reasons.
     """
     result = Tokenised()
-    prompts, texts = [], []
+    texts: list[Text] = []
+    kept: list[tuple[str, str]] = []
     for row in rows:
         try:
             prompt = parse_prompt(row.columns)
-            texts.append(_text_of(tokenizer, prompt, options))
-            prompts.append(prompt)
+            text = _text_of(tokenizer, prompt, options)
+            others = {name: value for name, value in row.columns.items() if name != "prompt"}
+            kept.append((_as_json(prompt.content), _as_json(others)))
+            texts.append(text)
         except RowError as error:
             result.problems.add(row.place, error)
     if result.problems:
         return result
-    for index, (row, prompt, encoding) in enumerate(zip(rows, prompts, encode_texts(tokenizer, texts), strict=True)):
+    for index, (row, encoding) in enumerate(zip(rows, encode_texts(tokenizer, texts), strict=True)):
         ids = encoding.ids
         if not ids:
             result.problems.add(row.place, RowError("empty prompt", "it has no tokens; take the row out"))
@@ -94,15 +96,20 @@ def tokenise_prompts(tokenizer: Any, rows: Sequence[Row], options: Options, firs
                 continue
             result.count_truncated(len(ids) - options.max_length)
             ids = ids[-options.max_length :]
-        others = {name: value for name, value in row.columns.items() if name != "prompt"}
         result.append(
             prompt_ids=np.asarray(ids, dtype=np.int32),
             row=first_row + index,
-            place=row.place,
-            prompt=json.dumps(prompt.content, ensure_ascii=False),
-            columns=json.dumps(others, ensure_ascii=False, default=str),
+            place=row.place.encode("utf-8", "replace").decode(),  # names of files may be any bytes
+            prompt=kept[index][0],
+            columns=kept[index][1],
         )
     return result
+
+
+def _as_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    check_encodable(text)
+    return text
 
 
 def _text_of(tokenizer: Any, prompt: Prompt, options: Options) -> Text:
@@ -115,8 +122,10 @@ def _text_of(tokenizer: Any, prompt: Prompt, options: Options) -> Text:
             "file, or a folder or hub id of a tokenizer that has one)",
         )
     else:
+        check_says_messages(tokenizer)
         goes_on = prompt.content[-1]["role"] == "assistant"  # the completion continues what was begun
         given = {**json.loads(options.template_kwargs), **prompt.template_kwargs}
+        check_options(given)
         if goes_on:
             given["continue_final_message"] = True
         text = Text(render(tokenizer, prompt.content, prompt.tools, given, not goes_on), is_rendered=True)

@@ -1,18 +1,21 @@
 """Rows of a local file, each with the place where it stands: .jsonl, .json, .csv (all three also .gz) and .parquet.
 
-Own readers in place of a library's, so that every mistake names its file and line.
+Own readers in place of a library's, so that every mistake names its file and line, and none of them is passed over: a
+key or a column that stands twice is an error.
 """
 
-import codecs
 import csv
 import gzip
 import io
-import json
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from posttrain.data.files import MAX_LINE, check_regular, first_letter, lines_of, whole_text
+from posttrain.data.json_text import BrokenJSON, parse_json, shortened
+from posttrain.data.problems import row_as_text
 from posttrain.errors import UserError
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
@@ -47,7 +50,8 @@ def read_rows(path: Path) -> Iterator[Row]:
         Its rows in order; at least one.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, not UTF-8, or broken; with the line where there is one.
+        UserError: the file is missing, no regular file, unreadable, empty, not UTF-8, or broken; with the line where
+            there is one.
     """
     suffix = known_suffix(path)
     if suffix is None:
@@ -68,53 +72,33 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: the file is empty; it needs at least one row")
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
-
-
-def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
-    byte = error.object[error.start]
-    return UserError(
-        f"{path} line {line}: not UTF-8 text (byte 0x{byte:02x}); "
-        f"convert it, for instance: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8_{path.name}"
-    )
-
-
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        for number, raw in enumerate(stream, start=1):
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error) from error
-            if not line.strip():
-                continue
-            place = f"{path} line {number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{place}: broken JSON at character {error.colno} ({error.msg}): {_shortened(line)}"
-                ) from error
-            yield Row(place, _object(value, place))
+    for number, line in lines_of(path):
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            value = parse_json(line)
+        except BrokenJSON as error:
+            where = "" if error.position is None else f" at character {error.position + 1}"
+            raise UserError(f"{place}: broken JSON{where} ({error}): {shortened(line)}") from error
+        yield Row(place, _object(value, place))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        data = stream.read().removeprefix(codecs.BOM_UTF8)
-    if not data.strip():
-        return
-    if not data.lstrip().startswith(b"["):  # JSON lines under the name .json are common on the hub
+    if first_letter(path) != "[":  # JSON lines under the name .json are common on the hub
         yield from _read_jsonl(path)
         return
+    text = whole_text(path)
     try:
-        values = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, data.count(b"\n", 0, error.start) + 1, error) from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno}: broken JSON at character {error.colno} ({error.msg})") from error
+        values = parse_json(text)
+    except BrokenJSON as error:
+        where = f"{path}: broken JSON"
+        if error.position is not None:
+            line = text.count("\n", 0, error.position) + 1
+            character = error.position - text.rfind("\n", 0, error.position)
+            where = f"{path} line {line}: broken JSON at character {character}"
+        raise UserError(f"{where} ({error})") from error
     for number, value in enumerate(values, start=1):
         place = f"{path} row {number}"
         yield Row(place, _object(value, place))
@@ -122,57 +106,61 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        found = _shortened(json.dumps(value, ensure_ascii=False))
-        raise UserError(f'{place}: a row must be an object such as {{"text": "…"}}, found {found}')
+        raise UserError(f'{place}: a row must be an object such as {{"text": "…"}}, found {row_as_text(value, 80)}')
     return value
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 128 KiB
-    with _open(path) as stream:
-        reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
-        try:
-            for values in reader:
-                place = f"{path} line {reader.line_num}"
-                if None in values or None in values.values():
-                    raise UserError(
-                        f"{place}: the header names {len(reader.fieldnames or [])} columns, this row has "
-                        f"{'more' if None in values else 'fewer'}; text with commas or line breaks needs double quotes"
-                    )
-                yield Row(place, values)
-        except UnicodeDecodeError as error:
-            raise _first_undecodable_line(path) from error
-        except csv.Error as error:
-            raise UserError(f"{path} line {reader.line_num}: broken CSV ({error})") from error
+    csv.field_size_limit(MAX_LINE)  # the default refuses texts of more than 128 KiB
+    # One line of the file is several where a lone carriage return ends them, as on old Macs.
+    lines = (part for _, line in lines_of(path) for part in io.StringIO(line, newline=""))
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next((names for names in reader if any(name.strip() for name in names)), None)
+        if header is None:
+            return
+        _check_header(header, path)
+        for values in reader:
+            if not values:
+                continue
+            place = f"{path} line {reader.line_num}"
+            if len(values) != len(header):
+                raise UserError(
+                    f"{place}: the header names {len(header)} columns, this row has "
+                    f"{'more' if len(values) > len(header) else 'fewer'}; text with commas or line breaks needs "
+                    "double quotes"
+                )
+            yield Row(place, dict(zip(header, values, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: broken CSV ({error})") from error
 
 
-def _first_undecodable_line(path: Path) -> UserError:
-    with _open(path) as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return _not_utf8(path, number, error)
-    raise AssertionError("the text decoder and the line by line one disagree")
+def _check_header(names: Iterable[str], path: Path) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: two columns are called {shortened(twice[0])!r}; give one of them another name")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    if not path.exists():
-        raise FileNotFoundError(path)
+    check_regular(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_header(file.schema_arrow.names, path)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
                 for columns in batch.to_pylist():
                     number += 1
                     yield Row(f"{path} row {number}", columns)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    text = text.strip()
-    return text if len(text) <= limit else text[:limit] + "…"
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} after row {number}: a column of text holds bytes that are not UTF-8") from error
+    except (
+        pyarrow.ArrowException,
+        ValueError,
+        ImportError,
+    ) as error:  # the last two of values that Python has none for
+        raise UserError(f"{path}: not a readable Parquet file ({shortened(str(error), 300)})") from error

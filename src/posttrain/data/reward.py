@@ -11,7 +11,7 @@ import numpy as np
 
 from posttrain.data.encode import Encoding
 from posttrain.data.formats import Example
-from posttrain.data.preference import encoded_pairs
+from posttrain.data.preference import encoded_pairs, same_tokens
 from posttrain.data.prefix import common_prefix_length
 from posttrain.data.readers import Row
 from posttrain.data.tokenised import Options, Tokenised
@@ -41,6 +41,9 @@ def _add(
     result: Tokenised, place: str, encodings: Sequence[Encoding], index: int, example: Example, options: Options
 ) -> None:
     chosen, rejected = (encoding.ids for encoding in encodings)
+    if chosen == rejected:
+        result.problems.add(place, same_tokens())
+        return
     if options.max_length is not None and max(len(chosen), len(rejected)) > options.max_length:
         result.drop("rows_dropped_pair_too_long", place)
         return

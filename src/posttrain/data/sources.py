@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from posttrain.data.files import check_regular
+from posttrain.data.json_text import shortened
 from posttrain.data.readers import Row, read_rows
 from posttrain.errors import UserError
 
 _TABLE_BATCH = 1024  # rows decoded at a time
+_NAMED = 4  # files of a data set that its name holds
 
 
 class Source(Protocol):
@@ -39,6 +42,7 @@ def files_digest(paths: list[Path] | tuple[Path, ...]) -> str:
     digests = []
     for path in paths:
         try:
+            check_regular(path)
             with path.open("rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
@@ -69,7 +73,8 @@ class FileSource:
 
     @property
     def name(self) -> str:
-        return ", ".join(str(path) for path in self.paths)
+        more = f" and {len(self.paths) - _NAMED:,} more files" if len(self.paths) > _NAMED else ""
+        return ", ".join(str(path) for path in self.paths[:_NAMED]) + more
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         return itertools.islice(itertools.chain.from_iterable(read_rows(path) for path in self.paths), skip, None)
@@ -92,7 +97,13 @@ class TableSource:
             raise UserError(f"{self.name}: the data set is empty; it needs at least one row")
         number, table = skip, self.table.with_format(None)
         for start in range(skip, len(table), _TABLE_BATCH):
-            batch = table[start : start + _TABLE_BATCH]
+            try:
+                batch = table[start : start + _TABLE_BATCH]
+            except Exception as error:  # the decoders of images, sound and text raise of every kind
+                raise UserError(
+                    f"{self.name} after row {start}: cannot be read ({shortened(str(error), 300)}); save the columns "
+                    "of text to a file of their own"
+                ) from error
             for values in zip(*batch.values(), strict=True):
                 number += 1
                 yield Row(f"{self.name} row {number}", dict(zip(batch, values, strict=True)))
@@ -239,6 +250,6 @@ def _rows_of_file(path: Path, size: int, changed: int) -> int:
 
         try:
             return int(pyarrow.parquet.read_metadata(path).num_rows)
-        except pyarrow.ArrowInvalid:
+        except (pyarrow.ArrowException, OSError, ValueError):
             pass  # reading it says what is wrong
     return sum(1 for _ in read_rows(path))

@@ -2,7 +2,6 @@
 
 import difflib
 import glob
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from posttrain.config import CommonConfig, DatasetSource
+from posttrain.data.json_text import parse_json, shortened
 from posttrain.data.readers import SUFFIXES, known_suffix
 from posttrain.data.slices import Bounds, Slice, parse_split
 from posttrain.data.sources import FileSource, HeldOut, Mixture, Part, Source
@@ -149,7 +149,7 @@ def _open_folder(folder: Path, wanted: WantedSplit, streamed: bool) -> Source | 
     if (folder / "state.json").is_file():  # one Dataset.save_to_disk
         return _whole(folder, wanted, lambda: open_saved(folder, streamed))
     if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        names = _splits_of_saved(folder / "dataset_dict.json")
         chosen = _pick(wanted, names, where=str(folder))
         return open_saved(folder / chosen, streamed) if chosen else None
     found = _splits_of_folder(folder)
@@ -166,6 +166,16 @@ def _open_folder(folder: Path, wanted: WantedSplit, streamed: bool) -> Source | 
             "give the file itself as --dataset_name"
         )
     return FileSource(tuple(paths), streamed)
+
+
+def _splits_of_saved(file: Path) -> list[str]:
+    try:
+        names = parse_json(file.read_text(encoding="utf-8"))["splits"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{file}: not what `DatasetDict.save_to_disk` writes ({shortened(str(error), 300)})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: 'splits' is not a list of names")
+    return names
 
 
 def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:

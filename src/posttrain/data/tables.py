@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.json_text import shortened
 from posttrain.data.sources import Source, TableSource, combined_digest, files_digest, files_stamp
 from posttrain.data.streamed_sources import StreamedTable
 from posttrain.errors import UserError
@@ -27,8 +28,10 @@ def open_saved(folder: Path, streamed: bool) -> Source:
 
     try:
         table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a data set that `datasets` can load ({error})") from error
+        table.data.validate()
+    except Exception as error:  # whatever is wrong with one of its files, it is the named folder that is at fault
+        reason = shortened(str(error), 300) or type(error).__name__
+        raise UserError(f"{folder}: not a data set that `datasets` can load ({reason})") from error
     paths = [Path(file["filename"]) for file in table.cache_files]
     digest = files_stamp if streamed else files_digest
     return TableSource(str(folder), table, combined_digest("saved", digest(sorted(paths))))

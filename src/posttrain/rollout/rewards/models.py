@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.config.rewards import RewardSourceFlags
 from posttrain.data.encode import encode_texts, texts_of
-from posttrain.data.formats import Example, json_column
+from posttrain.data.formats import Example, template_options
 from posttrain.data.prefix import common_prefix_length
 from posttrain.data.problems import RowError
 from posttrain.errors import UserError
@@ -156,8 +156,7 @@ def _token_ids(tokenizer: Any, batch: RewardBatch, name: str) -> list[list[int]]
     for row, (prompt, completion) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
         columns = {key: values[row] for key, values in batch.columns.items()}
         try:
-            tools = json_column(columns, "tools", list) or None
-            options = json_column(columns, "chat_template_kwargs", dict) or {}
+            tools, options = template_options(columns)
             texts += texts_of(tokenizer, Example(prompt, (completion,), tools, options))[-1:]
         except RowError as error:
             raise UserError(f"reward {name} at {batch.places[row]}: {error}") from error
