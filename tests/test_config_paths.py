@@ -11,10 +11,13 @@ from posttrain.errors import UserError
 from posttrain.hub_access import check_readable
 
 
+EMPTY = (2).to_bytes(8, "little") + b"{}"  # weights: the length of a header, and a header of nothing
+
+
 def model_folder(path: Path) -> Path:
     path.mkdir()
-    (path / "config.json").write_text("{}")
-    (path / "model.safetensors").write_text("")
+    (path / "config.json").write_text('{"model_type": "qwen2"}')
+    (path / "model.safetensors").write_bytes(EMPTY)
     return path
 
 
@@ -92,13 +95,13 @@ def test_an_adapter_to_a_folder_that_is_not_here(tmp_path: Path, monkeypatch: py
     """A relative path of somebody's may look like a name of the hub, and is asked for once, before anything loads."""
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_model.safetensors").write_text("")
+    (adapter / "adapter_model.safetensors").write_bytes(EMPTY)
     about = adapter / "adapter_config.json"
-    about.write_text('{"base_model_name_or_path": "../models/base"}')
+    about.write_text('{"base_model_name_or_path": "../models/base", "peft_type": "LORA"}')
     config = config_with(tmp_path, model_name_or_path=str(adapter), dataset_name=str(adapter))
     with pytest.raises(UserError, match=r"its base \.\./models/base .*is no folder here"):
         check_paths(config)
-    about.write_text('{"base_model_name_or_path": "nobody/base"}')
+    about.write_text('{"base_model_name_or_path": "nobody/base", "peft_type": "LORA"}')
     check_paths(config)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"its base nobody/base .*adapter_config.json\): it is not on this machine"):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import nearest
+from posttrain.config.model_files import PAGE, check_adapter_files, check_config_file, shapes_of
 from posttrain.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".arrow", ".gz"}
 _TO_EXPAND = re.compile(r"\$\{?[A-Za-z_]\w*\}?|\{\{.*?\}\}")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_paths(config: CommonConfig) -> None:
@@ -208,19 +209,31 @@ def check_model(name: str, text: str) -> None:
     if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         raise UserError(
             f"{name}: {text} has no config.json, so it is no model folder; name one saved by save_pretrained",
-            "troubleshooting.md#model-loading",
+            PAGE,
         )
-    if not any(next(path.glob(pattern), None) for pattern in (*WEIGHTS, "adapter_model.bin")):
-        raise UserError(
-            f"{name}: {text} holds no weights (*.safetensors or pytorch_model.bin); save or copy them there",
-            "troubleshooting.md#model-loading",
-        )
-    base = adapter_base(text)
-    if base is not None and _looks_local(base) and not Path(base).expanduser().exists():
+    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+        raise UserError(f"{name}: {text} holds no weights (*.safetensors); save or copy them there", PAGE)
+    what = f"--{name} {text}"
+    if not (path / "adapter_config.json").is_file():
+        check_config_file(what, path)
+        shapes_of(what, path)
+        return
+    base = check_adapter_files(what, path)
+    if base is None:
+        raise UserError(f"{what}: its adapter_config.json does not say which model it adapts", PAGE)
+    if Path(base).is_dir():
+        if (Path(base) / "adapter_config.json").is_file():
+            raise UserError(
+                f"{what} is an adapter, and its base {base} is one too; merge that with peft's merge_and_unload, save "
+                "the result, and write it into adapter_config.json as base_model_name_or_path",
+                PAGE,
+            )
+        check_model(name, base)
+    if _looks_local(base) and not Path(base).expanduser().exists():
         raise UserError(
             f"{name}: {text} is an adapter, and its base {base} (base_model_name_or_path in its adapter_config.json) "
             "is no folder here; write there where it is",
-            "troubleshooting.md#model-loading",
+            PAGE,
         )
 
 
