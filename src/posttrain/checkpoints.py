@@ -27,6 +27,7 @@ PAGE = "troubleshooting.md#resume"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 SAVING, REMOVING, DAMAGED = ".saving-", ".removing-", "damaged-"
 LOCK = ".lock"
+_OF_TORCH_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error", "file write failed")
 _FOR_PEOPLE = ("README.md",)  # a card may be edited
 
 
@@ -295,7 +296,7 @@ def room_to_write(what: str, run: Path, beside: Path) -> Iterator[None]:
         kept = checkpoints(run)
         way_out = f"{kept[-1]} is whole" if kept else "there is no checkpoint before it"
         raise RunFailed(
-            f"{what} cannot be written: {_reason(error)}; {way_out}. Make room (or take another disk, or a lower "
+            f"{what} cannot be written: {_reason(error, run)}; {way_out}. Make room (or take another disk, or a lower "
             "--save_total_limit): the same command goes on from there",
             PAGE,
         ) from error
@@ -307,12 +308,15 @@ def _is_of_the_disk(error: Exception) -> bool:
         return not isinstance(error, ConnectionError | TimeoutError)
     name, text = type(error).__name__, str(error)
     return (name == "SafetensorError" and "I/O error" in text) or (
-        isinstance(error, RuntimeError) and any(word in text for word in ("PytorchStreamWriter", "file write failed"))
+        isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH_WRITING)
     )
 
 
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
+def _reason(error: Exception, run: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    free = shutil.disk_usage(run).free / 2**20  # of torch's errors nobody could tell
+    return f"{str(error).strip().splitlines()[0]} ({free:,.0f} MiB are free there)"
 
 
 def _sha256(path: Path) -> str:

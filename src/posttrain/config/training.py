@@ -140,7 +140,9 @@ class SavingFlags:
     save_only_model: bool | None = theirs(False, "Checkpoints without optimizer state; they cannot be resumed.")
     save_on_each_node: bool | None = theirs(False, "Every machine writes checkpoints to its own disk.")
     enable_jit_checkpoint: bool | None = theirs(False, "On SIGTERM save a checkpoint, and stop.")
-    resume_from_checkpoint: bool | str | None = theirs(None, "Checkpoint to go on from; bare: the newest one.")
+    resume_from_checkpoint: bool | str | None = theirs(
+        None, "A checkpoint, true (the newest one) or false (anew); unset: goes on with its own run, if there is one."
+    )
     ignore_data_skip: bool | None = theirs(False, "Resume at the first row, not where the checkpoint stopped.")
     restore_callback_states_from_checkpoint: bool | None = theirs(False, "Restore callbacks too when resuming.")
     load_best_model_at_end: bool | None = theirs(False, "End with the checkpoint that evaluated best.")
