@@ -199,6 +199,7 @@ def test_signals_reach_the_child(tmp_path: Path) -> None:
     child = (
         "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
         "time.sleep(60)\n"
     )

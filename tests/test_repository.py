@@ -20,13 +20,13 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments"}
-    | {"checkpoint_trainer", "publish", "model_card", "citations"},
+    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"}
+    | {"checkpoint_trainer", "stop_training", "publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "runs"}
-    | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors"},
+    | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop"},
 ]
 
 

@@ -19,17 +19,16 @@ from types import FrameType
 from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, remark, suggestion
-from posttrain.errors import UserError, install
+from posttrain.errors import Stopped, UserError, install
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
 from posttrain.machine import num_cores
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.runs import check_own
+from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
-LAUNCHED = "POSTTRAIN_LAUNCHED"
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def train(
@@ -55,6 +54,25 @@ def train(
     Raises:
         UserError: A path of the config or a launch option is wrong.
     """
+    with handled():
+        outer = _prepare(config, launch, command, also_check)
+        if outer is None:
+            settled = _among_others(config) if _is_launched() else contextlib.nullcontext()
+            with advice_when_out_of_memory(config), settled, tracker_errors():
+                run(config)
+            return 0
+    return supervise(outer, os.environ | launcher_environment(launch))
+
+
+def _prepare(
+    config: CommonConfig,
+    launch: LaunchOptions,
+    command: Sequence[str],
+    also_check: Callable[[Any, set[str] | None], object] | None,
+) -> list[str] | None:
+    """Looks for mistakes; returns the command line of the launcher where one is needed."""
+    if LAUNCHED in os.environ:
+        end_with_parent(signal.SIGKILL)
     be_quiet()
     os.environ.update(launch.env)
     take_token(config)
@@ -69,19 +87,19 @@ def train(
         columns = check(config, config.data_kind)
     if also_check is not None:
         also_check(config, columns)
-    launched = LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
     if LAUNCHED not in os.environ:  # what another launcher has started is checked, too
         check_trackers(config)
         check_hub(config)
         idle = remark(config)
         if idle is not None:
             logging.getLogger(__name__).info(idle)
-    if not launched and _needs_launcher(launch) and _settle_processes(launch, config):
-        return supervise(launcher_command(launch, without_token(command)), os.environ | launcher_environment(launch))
-    settled = _among_others(config) if launched else contextlib.nullcontext()
-    with advice_when_out_of_memory(config), settled, tracker_errors():
-        run(config)
-    return 0
+    if not _is_launched() and _needs_launcher(launch) and _settle_processes(launch, config):
+        return launcher_command(launch, without_token(command))
+    return None
+
+
+def _is_launched() -> bool:
+    return LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
 
 
 def _data_is_here(config: CommonConfig) -> bool:
@@ -136,13 +154,18 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     Returns:
         Its exit code, or 128 + N where signal N ended it.
     """
+    numbers = heeded()
+    held = signal.pthread_sigmask(
+        signal.SIG_BLOCK, numbers
+    )  # inherited: nothing is lost until somebody is there to take it
     # In a session of its own, so that Ctrl-C reaches it once, from here, and not a second time from the terminal.
     child = subprocess.Popen(command, env=dict(environment), start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     try:
         code = child.wait()
     finally:
@@ -255,6 +278,16 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     # What torch will do otherwise one day says each process for itself, and no user can change it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # nobody writes into it
-    yield
+    try:
+        yield
+    except Stopped:
+        _leave_the_others()
+        raise
+    _leave_the_others()
+
+
+def _leave_the_others() -> None:
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # a process that leaves without it may crash on its way out

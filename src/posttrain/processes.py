@@ -1,19 +1,64 @@
 """`accelerate launch` as a module that ends as its processes do: with their exit code, and without the launcher's own
-account of it, under which what a process had said would be lost."""
+account of it, under which what a process had said would be lost.
 
-import ctypes
+Signals are held back in this process, and in those that it starts until they are ready for them. A thread takes them
+here and passes them on, where torch's agent would end all processes after 30 seconds.
+"""
+
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from posttrain.stop import (
+    SIGNALS,
+    Answer,
+    Asked,
+    before_training,
+    children,
+    end_at_once,
+    end_with_parent,
+    heeded,
+    kill,
+)
 
-_STOPPED_BY_THE_OTHERS = -15
-_PR_SET_PDEATHSIG = 1  # Linux: prctl(2)
+_POLL = 0.5  # seconds between looks for processes that have started since a signal was passed on
+
+
+class _Relay:
+    """Passes signals on to all processes."""
+
+    def __init__(self) -> None:
+        self.asked = Asked()
+        self._parent = os.getppid()
+        self._numbers = {*heeded(), signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            number = signal.sigwait(self._numbers)
+            if os.getppid() != self._parent:  # the command was killed: nobody is left training
+                kill(children(recursive=True))
+                os._exit(128 + signal.SIGTERM)
+            answer = self.asked.by(number)
+            if answer is Answer.AT_ONCE:
+                end_at_once(signal.SIGINT, "stopped at once; what was saved before is kept")
+            elif answer is Answer.FIRST and not children():
+                end_at_once(number, before_training(number))
+            elif answer is Answer.FIRST:
+                threading.Thread(target=self._tell, args=(number,), daemon=True).start()
+
+    def _tell(self, number: int) -> None:
+        told: set[int] = set()
+        while True:
+            new = set(children()) - told
+            kill(new, number)
+            told |= new
+            time.sleep(_POLL)
 
 
 def main() -> int:
@@ -22,33 +67,45 @@ def main() -> int:
     Returns:
         0, the exit code of the process that failed, or 128 + N where signal N ended it.
     """
+    relay = _Relay()
+    end_with_parent(signal.SIGTERM)
+    # These take seconds, in which a signal is not to be missed.
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    _end_with_the_parent()
+    ended = _end_the_others(relay)
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        code = next((code for code in codes if code != _STOPPED_BY_THE_OTHERS), _STOPPED_BY_THE_OTHERS)
+        codes = [failure.exitcode for failure in error.failures.values() if failure.pid not in ended]
+        code = codes[0] if codes else -signal.SIGKILL
         return code if code >= 0 else 128 - code
     except subprocess.CalledProcessError as error:  # of a single process, for which there is no agent
         return error.returncode if error.returncode >= 0 else 128 - error.returncode
-    except SignalException as stop:
-        return 128 + int(stop.sigval)
     return 0
 
 
-def _end_with_the_parent() -> None:
-    """Nobody is left training when the command that started this is killed, or told to stop."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getpgrp() == os.getpid():  # started in a session of its own: all in it are of this run
-        signal.signal(signal.SIGTERM, _stop_all)
+def _end_the_others(relay: _Relay) -> set[int]:
+    """Where one process has failed, the agent closes the others. They are killed, since SIGTERM would have them finish
+    a step that they cannot finish; but when a signal has ended the first, the others are about to end, too.
 
+    Returns:
+        The processes that were killed, in time.
+    """
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-def _stop_all(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    os.killpg(0, number)
+    ended: set[int] = set()
+    close = SubprocessHandler.close
+
+    def patient(self: SubprocessHandler, death_sig: signal.Signals | None = None) -> None:
+        if relay.asked.number is None or death_sig is signal.SIGKILL:
+            ended.add(self.proc.pid)
+            close(self, signal.SIGKILL)
+
+    SubprocessHandler.close = patient  # type: ignore[method-assign]
+    return ended
 
 
 if __name__ == "__main__":

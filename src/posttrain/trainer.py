@@ -32,6 +32,7 @@ from posttrain.publish import HubTrainer
 from posttrain.sharded_trainer import ShardedTrainer
 from posttrain.sharding import is_sharded
 from posttrain.shares import eval_loader, train_loader
+from posttrain.stop_training import Stopping
 from posttrain.trainer_flags import PackedTrainer
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
@@ -104,6 +105,8 @@ class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
         self._all_tokens = self._all_seconds = 0.0
         self._clock = time.perf_counter()
         self._step_of_last_log = 0
+        self.stopping = Stopping()
+        self.add_callback(self.stopping)
 
     # -- batches
 
@@ -129,8 +132,10 @@ class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
                 totals[name] += 0 if batch.is_filler else weight
             self._tokens_since_log += 0 if batch.is_filler else batch.num_tokens
         if self.args.world_size > 1 and totals:
-            sums = self.accelerator.reduce(torch.tensor(list(totals.values()), device=device), "sum")
-            totals = dict(zip(totals, sums.tolist(), strict=True))
+            values = torch.tensor([*totals.values(), *self.stopping.votes()], device=device)
+            sums = self.accelerator.reduce(values, "sum").tolist()
+            self.stopping.agree(sums[len(totals) :])
+            totals = dict(zip(totals, sums, strict=False))
         return batches, dict(totals)
 
     def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
@@ -227,6 +232,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
         return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.stopping.leave(self)
         # What has not been logged: of all processes, as what has.
         self._tr_loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
         return super()._finalize_training(*args, **kwargs)

@@ -35,7 +35,9 @@ _FOR_ALL = {
     "use_liger_kernel": _NO_WHOLE_LOGITS,
     "liger_kernel_config": _NO_WHOLE_LOGITS,
     "skip_memory_metrics": "peak_memory_mib is logged at no cost",
+    "logging_nan_inf_filter": "a step whose loss is not finite is neither applied nor logged",
     "average_tokens_across_devices": "all processes share one divisor, always; false is refused",
+    "enable_jit_checkpoint": "a signal always ends a run with a checkpoint, and with 128 + its number",
     "do_train": "the command trains",
     "local_rank": "the launcher says it in the environment",
 }

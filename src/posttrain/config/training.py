@@ -139,7 +139,7 @@ class SavingFlags:
     save_total_limit: int | None = theirs(None, "Checkpoints to keep; older ones are deleted.", low=1)
     save_only_model: bool | None = theirs(False, "Checkpoints without optimizer state; they cannot be resumed.")
     save_on_each_node: bool | None = theirs(False, "Every machine writes checkpoints to its own disk.")
-    enable_jit_checkpoint: bool | None = theirs(False, "On SIGTERM save a checkpoint, and stop.")
+    enable_jit_checkpoint: bool | None = theirs(False, "On SIGTERM save a checkpoint, and stop; always so.")
     resume_from_checkpoint: bool | str | None = theirs(
         None, "A checkpoint, true (the newest one) or false (anew); unset: goes on with its own run, if there is one."
     )
