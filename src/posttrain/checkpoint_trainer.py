@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
@@ -22,13 +22,26 @@ from posttrain.models import follow_umask
 ARGUMENTS_FILE = "training_args.bin"
 
 
+class _GoOn(TrainerCallback):
+    """Takes up what was under way, once the loop has set everything to its beginning."""
+
+    def __init__(self, trainer: CheckpointTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        state, self.trainer.to_restore = self.trainer.to_restore, {}
+        if state:
+            self.trainer.restore_progress(state)
+
+
 class CheckpointTrainer(Trainer):
     """transformers.Trainer, with checkpoints written beside, hashed, brought to the disk and renamed; and with what is
     under way between two log lines in them."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._to_restore: dict[str, Any] = {}
+        self.add_callback(_GoOn(self))
+        self.to_restore: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._began = time.time()
         self._save_at_epoch_end = False
@@ -95,7 +108,7 @@ class CheckpointTrainer(Trainer):
         }
 
     def restore_progress(self, state: dict[str, Any]) -> None:
-        """Goes on where `progress_state` was called; called when the loop has set everything to its beginning."""
+        """Goes on where `progress_state` was called."""
         self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
         self._total_loss_scalar = state["loss_until_log"]
         self._globalstep_last_logged = state["step_of_last_log"]
@@ -110,9 +123,6 @@ class CheckpointTrainer(Trainer):
         return super().train(resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._to_restore:
-            self.restore_progress(self._to_restore)
-            self._to_restore = {}
         self._at_epoch_end = False
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)

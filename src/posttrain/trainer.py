@@ -282,7 +282,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
         path = Path(checkpoint) / STATE_FILE.format(rank=self.args.process_index)
         if path.is_file():
             state = torch.load(path, weights_only=True)
-            self._to_restore = state["progress"]
+            self.to_restore = state["progress"]
             self.method.load_state_dict(state["method"])
         elif self.method.state_dict():
             raise UserError(
