@@ -1,0 +1,40 @@
+"""Runs that are killed twenty times a method, at moments that a seed draws, and end as if nothing had happened: the
+same bytes in the model folder, the same numbers in every file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kill_runs import VARIANTS, Campaign, run_of, write_material
+from kills import Server
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("material")
+    write_material(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(material: Path) -> Iterator[Server]:
+    server = Server(material / "base")
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("method", VARIANTS)
+def test_a_killed_run_ends_as_an_undisturbed_one(method: str, server: Server, material: Path, tmp_path: Path) -> None:
+    variants = list(VARIANTS[method])
+    where = []
+    for number, variant in enumerate(variants):
+        campaign = Campaign(server, run_of(method, variant, material), tmp_path / str(number), seed=number)
+        campaign.kill(KILLS * (number + 1) // len(variants) - KILLS * number // len(variants))
+        where += campaign.where
+    assert len(where) == KILLS
+    # They fell in places of every kind.
+    assert {"checkpoint", "removal", "model", "time"} <= {place.partition(" ")[0] for place in where}
