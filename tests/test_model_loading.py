@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import write_base, write_preference, write_sft
 from transformers import AutoModelForCausalLM
 
@@ -46,8 +47,9 @@ def test_a_reference_is_named_by_its_own_flag(base: Path, tmp_path: Path, capsys
 def test_a_reference_has_a_revision_of_its_own(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def from_pretrained(path: str, revision: str, **options: Any) -> None:
+    def from_pretrained(path: str, revision: str, **options: Any) -> Any:
         asked.append(revision)
+        return torch.nn.Linear(1, 1), {"missing_keys": [], "unexpected_keys": []}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     config = DPOConfig(model_name_or_path=str(base), model_revision="v2")

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from posttrain.config.model_files import PAGE, shapes_of
 from posttrain.config.paths import adapter_on_adapter
-from posttrain.errors import UserError
+from posttrain.errors import UserError, is_out_of_memory
 from posttrain.hub import explain, is_on_hub
+from posttrain.model_check import check_loaded, check_loaded_adapter
 from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
 
 
-PAGE = "troubleshooting.md#model-loading"
+# What transformers and the libraries below it raise about a model that is not what it seems.
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError, SafetensorError)
 POLICY = "--model_name_or_path"
 
 
@@ -50,16 +53,40 @@ def load_causal_model(
         if adapter is not None:
             if config.use_peft and flag == POLICY:
                 raise adapter_on_adapter(path)
-            from peft import AutoPeftModelForCausalLM
-
-            with peft_warnings():
-                merged = AutoPeftModelForCausalLM.from_pretrained(adapter, **options).merge_and_unload()
-            return merged.requires_grad_(True)  # peft had frozen the base
-        return AutoModelForCausalLM.from_pretrained(path, **options)
+            return _load_adapter(adapter, f"{flag} {path}", options)
+        return _load_model(path, f"{flag} {path}", options)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, TypeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise loading_error(error, f"{flag} {path}") from error
+
+
+def _load_model(path: str, what: str, options: dict[str, Any]) -> PreTrainedModel:
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    check_loaded(what, model, info)
+    return model
+
+
+def _load_adapter(folder: str, what: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The base model with the adapter merged into it."""
+    from peft import PeftConfig, PeftModel
+
+    shapes = shapes_of(what, Path(folder), "adapter_model")
+    about = PeftConfig.from_pretrained(folder)
+    if about.task_type not in (None, "CAUSAL_LM"):
+        raise UserError(f"{what}: it is an adapter of the kind {about.task_type}, not of a language model", PAGE)
+    base = _load_model(about.base_model_name_or_path, what, options | {"revision": about.revision or "main"})
+    if (Path(folder) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options["trust_remote_code"])
+        if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(len(tokenizer))
+    with peft_warnings():
+        model = PeftModel.from_pretrained(base, folder)
+        check_loaded_adapter(what, model, shapes)
+        merged = model.merge_and_unload()
+    return merged.requires_grad_(True)  # peft had frozen the base
 
 
 def loading_error(error: Exception, what: str) -> UserError:
@@ -82,6 +109,7 @@ def loading_options(config: CommonConfig) -> dict[str, Any]:
     quantised = is_quantised(config)
     options.setdefault("dtype", (quantised_dtype(config) if quantised else None) or _dtype(config.dtype))
     options.update(revision=config.model_revision, trust_remote_code=config.trust_remote_code)
+    options["use_safetensors"] = True  # a pickle can run any code when it is read
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
     return quantisation_options(config, options["dtype"]) | options if quantised else options

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from posttrain.config.model_files import shapes_of
 from posttrain.config.paths import adapter_on_adapter, no_score_head
-from posttrain.errors import UserError
-from posttrain.models import adapter_folder, loading_error, loading_options, peft_warnings
+from posttrain.errors import UserError, is_out_of_memory
+from posttrain.model_check import HEADS, check_loaded, check_loaded_adapter
+from posttrain.models import LOADING_ERRORS, adapter_folder, loading_error, loading_options, peft_warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 # Some of the families of language models that transformers has a classifier for, for the message to those it has not.
 FAMILIES = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3")
-# Names of the last layer; peft's too, for what it saves with an adapter of a classifier.
-HEADS = ("score", "classifier")
 
 
 def load_reward_model(config: CommonConfig, path: str) -> PreTrainedModel:
@@ -68,7 +67,7 @@ def load_sequence_classifier(
     Raises:
         UserError: it cannot be found, read or understood, has more than one label, or has no score head.
     """
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code, "use_safetensors": True}
     try:
         adapter = adapter_folder(path, revision)
         if adapter is not None:
@@ -77,7 +76,9 @@ def load_sequence_classifier(
             model, has_head = _load_classifier(path, name, options | hub | {"dtype": dtype})
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise loading_error(error, f"{name} {path}") from error
     if not has_head and not may_have_new_head:
         raise no_score_head(f"{name} {path}")
@@ -96,11 +97,8 @@ def _load_classifier(path: str, name: str, options: dict[str, Any]) -> tuple[Pre
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path, config=config, output_loading_info=True, **options
         )
-    missing = set(info["missing_keys"])
-    of_head = {key for key in missing if key.split(".")[0] in HEADS}
-    if missing - of_head or (is_classifier and of_head):
-        raise UserError(f"{name} {path}: weights are missing: {', '.join(sorted(missing)[:3])}")
-    return model, not of_head
+    check_loaded(f"{name} {path}", model, info, new=() if is_classifier else HEADS)
+    return model, not any(key.split(".")[0] in HEADS for key in info["missing_keys"])
 
 
 def _check_config(path: str, name: str, config: PreTrainedConfig, is_classifier: bool) -> None:
@@ -121,15 +119,15 @@ def _check_config(path: str, name: str, config: PreTrainedConfig, is_classifier:
 def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
     """The base model with the adapter merged into it, and whether either of them brought a head."""
     from peft import PeftConfig, PeftModel
-    from peft.utils import load_peft_weights
 
+    shapes = shapes_of(f"{name} {path}", Path(path), "adapter_model")
     adapter = PeftConfig.from_pretrained(path)
     if adapter.base_model_name_or_path is None:
         raise UserError(f"{name} {path}: the adapter does not say which model it adapts")
     model, base_has_head = _load_classifier(
         adapter.base_model_name_or_path, name, options | {"revision": adapter.revision or "main"}
     )
-    brings_head = any(head in key.split(".") for key in load_peft_weights(path, device="cpu") for head in HEADS)
+    brings_head = any(head in key.split(".") for key in shapes for head in HEADS)
     if not brings_head:
         adapter.task_type = None  # for peft, an adapter of a classifier always has a head
     if (Path(path) / "tokenizer_config.json").is_file():
@@ -138,7 +136,9 @@ def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[PreTra
             model.resize_token_embeddings(len(tokenizer))
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     with peft_warnings():
-        merged = PeftModel.from_pretrained(model, path, config=adapter).merge_and_unload()
+        adapted = PeftModel.from_pretrained(model, path, config=adapter)
+        check_loaded_adapter(f"{name} {path}", adapted, shapes)
+        merged = adapted.merge_and_unload()
     return merged.requires_grad_(True), base_has_head or brings_head  # peft had frozen the base
 
 

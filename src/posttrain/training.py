@@ -37,6 +37,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
+from posttrain.model_check import check_models
 from posttrain.models import (
     digest_of_model,
     disable_dropout,
@@ -75,12 +76,13 @@ def run(method: Method) -> dict[str, float]:
 
 def _run(method: Method) -> dict[str, float]:
     config = method.config
+    arguments = training_arguments(config)  # before rows are read, which takes its time
+    check_models(config)
     check_adapter(config)
     tokenizer = load_tokenizer(config)
     train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
     assert train is not None
     evaluation = _evaluation_data(config, tokenizer)
-    arguments = training_arguments(config)
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)

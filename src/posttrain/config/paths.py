@@ -14,6 +14,8 @@ from posttrain.config.model_files import PAGE, check_adapter_files, check_config
 from posttrain.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".arrow", ".gz"}
+# Of model_init_kwargs: the files of the model have other names.
+OTHER_FILES = {"subfolder", "variant", "gguf_file", "transformers_weights"}
 _TO_EXPAND = re.compile(r"\$\{?[A-Za-z_]\w*\}?|\{\{.*?\}\}")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -29,7 +31,7 @@ def check_paths(config: CommonConfig) -> None:
     """
     for name in ("model_name_or_path", "ref_model_name_or_path"):
         model = getattr(config, name, None)
-        if model is not None:
+        if model is not None and not OTHER_FILES & set(config.model_init_kwargs or {}):
             with _told_of(name):
                 check_model(name, str(model))
     if config.use_peft and (Path(config.model_name_or_path or "").expanduser() / "adapter_config.json").is_file():

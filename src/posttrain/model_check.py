@@ -1,0 +1,254 @@
+"""Whether a model's files fit its config, known before a weight is read; and whether what was read is a whole model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from posttrain.config.model_files import PAGE, Shapes, shapes_of
+from posttrain.config.paths import adapter_base
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from posttrain.config import CommonConfig
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+# Names of the last layer of a classifier; peft's too, for what it saves with an adapter of one.
+HEADS = ("score", "classifier")
+
+
+def check_models(config: CommonConfig) -> None:
+    """Look at the configs and, in folders, at the headers of the weights of the models that a run trains or compares
+    with.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: transformers has no such model, or the weights do not fit the config.
+    """
+    is_reward = config.method == "reward"
+    named = [("--model_name_or_path", config.model_name_or_path, config.model_revision, is_reward)]
+    named.append(("--ref_model_name_or_path", getattr(config, "ref_model_name_or_path", None), "main", False))
+    for flag, name, revision, is_classifier in named:
+        if name is not None:
+            base = adapter_base(name)
+            what = f"{flag} {name}" if base is None else f"{flag} {name}: its base {base}"
+            _check_model(config, what, base or name, revision if base is None else "main", is_classifier)
+
+
+def _check_model(config: CommonConfig, what: str, name: str, revision: str, is_classifier: bool) -> None:
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return  # which config.paths tells
+    try:
+        about = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # whatever the many config classes raise, it is the named model that is at fault
+        if not folder.is_dir():
+            return  # an adapter of the hub, and what else loading will tell
+        raise UserError(f"{what}: its config.json cannot be used: {_first_line(error)}", PAGE) from error
+    if not is_classifier:
+        check_language_model(what, about)
+    changed = getattr(config, "model_init_kwargs", None) or getattr(about, "quantization_config", None)
+    if folder.is_dir() and not changed:  # what changes the config, or holds weights in another form, loading tells
+        model = _without_weights(config, what, about, is_classifier)
+        if model is not None:
+            check_shapes(what, model, shapes_of(what, folder), HEADS if is_classifier else ())
+
+
+def check_language_model(what: str, about: PreTrainedConfig) -> None:
+    """Raise for a model of a family that has no causal language model.
+
+    Args:
+        what: the flag and its value.
+        about: the model's config.
+    """
+    own_code = "AutoModelForCausalLM" in (getattr(about, "auto_map", None) or {})
+    if type(about) not in AutoModelForCausalLM._model_mapping and not own_code:
+        raise UserError(
+            f"{what}: transformers has no causal language model of the type {about.model_type}; take one that writes "
+            "text from left to right, such as Qwen/Qwen2-0.5B",
+            PAGE,
+        )
+
+
+def _without_weights(
+    config: CommonConfig, what: str, about: PreTrainedConfig, is_classifier: bool
+) -> PreTrainedModel | None:
+    """The model with tensors that have shapes and no memory."""
+    kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    if is_classifier and (type(about) not in kind._model_mapping or about.num_labels not in (1, 2)):
+        return None  # which loading it tells
+    if is_classifier:
+        about.num_labels = 1
+    options = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    try:
+        with torch.device("meta"):
+            return kind.from_config(about, trust_remote_code=config.trust_remote_code, **options)
+    except Exception as error:  # of whatever kind: a config with numbers that fit no model ends in any error there is
+        flag = "--attn_implementation: " if "attention" in str(error).lower() else ""
+        raise UserError(f"{flag}{what}: no model can be made of its config.json: {_first_line(error)}", PAGE) from error
+
+
+def check_shapes(what: str, model: PreTrainedModel, shapes: Shapes, new: Iterable[str] = ()) -> None:
+    """Compare the tensors of files with those of the model that they are for.
+
+    transformers renames and joins the tensors of some families as it loads them. So a missing one is told where all
+    of the files' names are the model's own; where some are not, loading tells it.
+
+    Args:
+        what: the flag and its value.
+        model: without weights.
+        shapes: of the files' tensors.
+        new: the first words of names that may be missing.
+
+    Raises:
+        UserError: a tensor has another size, is missing, or belongs to a layer that the config does not count.
+    """
+    prefix = f"{model.base_model_prefix}."
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    found, strange = dict[str, str](), list[str]()
+    for name in shapes:
+        match = next((one for one in (name, prefix + name, name.removeprefix(prefix)) if one in own), None)
+        if match is None:
+            strange.append(name)
+        else:
+            found[match] = name
+    for match, name in found.items():
+        shape = shapes[name][1]
+        if own[match].numel() != torch.Size(shape).numel():
+            raise UserError(
+                f"{what}: {name} has the shape {list(shape)} in its files, and {list(own[match].shape)} by its "
+                "config.json; they are not of the same model",
+                PAGE,
+            )
+    patterns = _without_numbers(own)
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    beyond = [name for name in strange if _is_layer(name) and _without_numbers([name, prefix + name]) & patterns]
+    beyond = [name for name in beyond if not any(pattern.search(name) for pattern in ignored)]
+    if beyond:
+        raise UserError(
+            f"{what}: its files hold {_some(beyond)}, which its config.json has no layer for; they are not of the same "
+            "model",
+            PAGE,
+        )
+    if any(name.startswith(prefix) for name in strange):
+        return
+    there = {id(own[match]) for match in found}
+    persistent = set(model.state_dict()) & set(dict(model.named_parameters(remove_duplicate=False)))
+    missing = [name for name in persistent if id(own[name]) not in there and name.split(".")[0] not in new]
+    refuse_missing(what, missing)
+
+
+def check_loaded(what: str, model: PreTrainedModel, info: Mapping[str, Any], new: Iterable[str] = ()) -> None:
+    """Check what transformers says of a model that it has loaded, and its numbers.
+
+    Args:
+        what: the flag and its value.
+        model: as loaded.
+        info: the loading info of from_pretrained.
+        new: the first words of names that may have been missing.
+
+    Raises:
+        UserError: weights were missing, and would be random; or are not finite.
+    """
+    refuse_missing(what, [name for name in info["missing_keys"] if name.split(".")[0] not in new])
+    unexpected = sorted(info["unexpected_keys"])
+    patterns = _without_numbers(name for name, _ in model.named_parameters())
+    beyond = [name for name in unexpected if _is_layer(name) and _without_numbers([name]) & patterns]
+    if beyond:
+        raise UserError(f"{what}: its files hold {_some(beyond)}, which its config.json has no layer for", PAGE)
+    if unexpected and not new:
+        logger.warning("%s: not part of the model, and left out: %s", what, _some(unexpected))
+    check_finite(what, model)
+
+
+def check_loaded_adapter(what: str, model: PeftModel, shapes: Shapes) -> None:
+    """Raise for an adapter of which a part was left out, or is missing.
+
+    Args:
+        what: the flag and its value.
+        model: its base, with the adapter.
+        shapes: of the tensors in the adapter's file.
+    """
+    from peft import get_peft_model_state_dict
+
+    own = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if ".lora_" in name}
+    there = {name for name in shapes if ".lora_" in name}
+    if there - own:
+        raise UserError(
+            f"{what}: its base has no place for {_some(sorted(there - own))}; the adapter was made for another model "
+            "(base_model_name_or_path in its adapter_config.json)",
+            PAGE,
+        )
+    refuse_missing(what, own - there)
+    check_finite(what, model)
+
+
+def refuse_missing(what: str, missing: Iterable[str]) -> None:
+    """Raise for weights that are not in a model's files, and would be random.
+
+    Args:
+        what: the flag and its value.
+        missing: their names.
+    """
+    names = sorted(missing)
+    if names:
+        raise UserError(
+            f"{what}: weights are missing: {_some(names)}; they would be random. Copy or download the model again", PAGE
+        )
+
+
+@torch.no_grad()
+def check_finite(what: str, model: torch.nn.Module) -> None:
+    """Raise for a weight that is NaN or infinite: nothing can be learnt from it, and every loss would be the same.
+
+    Args:
+        what: the flag and its value.
+        model: as loaded; tensors that are elsewhere (meta) or quantised are not looked at.
+    """
+    bad = []
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and value.dtype.itemsize > 1 and not value.is_meta and value.numel():
+            ends = torch.stack(torch.aminmax(value.detach()))  # NaN if any is; one pass, and no copy
+            if not bool(torch.isfinite(ends).all()):
+                bad.append(name)
+    if bad:
+        raise UserError(
+            f"{what}: its weights are not all finite numbers (NaN or infinite): {_some(bad)}; take the model as it "
+            "was before it diverged, or copy it again",
+            PAGE,
+        )
+
+
+def _is_layer(name: str) -> bool:
+    return any(word.isdigit() for word in name.split("."))
+
+
+def _without_numbers(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"\.\d+\.", ".N.", name) for name in names}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
