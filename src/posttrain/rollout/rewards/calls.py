@@ -67,11 +67,11 @@ def load_function(name: FunctionName) -> Callable[..., Any]:
     module, _, attribute = name.text.rpartition(":" if ":" in name.text else ".")
     try:
         loaded = _load_file(Path(module).expanduser()) if ":" in name.text else _import(module)
+        function: Any = getattr(loaded, attribute, None)  # which runs code, too, where a module has __getattr__
     except ENDS_CALL as error:
         raise UserError(
             f"reward_funcs: {name.text} cannot be imported: {describe(error)}", "rewards.md#your-own"
         ) from error
-    function: Any = getattr(loaded, attribute, None)
     if function is None:
         from posttrain.config import suggestion  # brings the flags of all methods, which a worker seldom needs
 
@@ -80,9 +80,15 @@ def load_function(name: FunctionName) -> Callable[..., Any]:
     if not callable(function) or inspect.isclass(function):
         raise UserError(f"reward_funcs: {name.text} is {type(function).__name__}, not a function")
     try:
-        inspect.signature(function)
+        parameters = _parameters(function)
     except (ValueError, TypeError):
         raise UserError(f"reward_funcs: {name.text} does not tell its arguments; wrap it in a function") from None
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise UserError(
+                f"reward_funcs: {name.text} takes {parameter.name} by its place alone, and arguments come by name; "
+                "take the / out"
+            )
     return function
 
 
@@ -189,7 +195,10 @@ def _load_file(path: Path) -> ModuleType:
 def _read_output(output: Any, count: int) -> Reply:
     # A set has an entry for each, too, in an order of its own.
     is_other = isinstance(output, str | bytes | bytearray | memoryview | Mapping | Set)
-    if is_other or not hasattr(output, "__len__") or not hasattr(output, "__iter__"):
+    is_sized = (
+        hasattr(output, "__len__") and getattr(output, "ndim", None) != 0
+    )  # an array of no dimension only seems so
+    if is_other or not is_sized or not hasattr(output, "__iter__"):
         return Reply(mistake=f"it returned {type(output).__name__}, not a list with a number for each completion")
     if len(output) != count:
         return Reply(mistake=f"it returned {len(output)} rewards for {count} completions; return one for each")

@@ -57,14 +57,17 @@ def main() -> None:
     random.seed(0)  # a function that draws does so alike in every run
     functions: dict[FunctionName, Callable[..., Any]] = {}
     own_id = os.getpid()
-    # The other side has gone, or a function has closed the files: either way it is told by the end of this process.
-    with asyncio.Runner() as runner, contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-        while True:
-            request = connection.recv()
-            for answer in _answers(request, functions, runner):
-                if os.getpid() != own_id:
-                    os._exit(0)  # a function has forked and both came back: this one's answer would be one too many
-                connection.send(answer)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # the process is ended without a warning
+    with asyncio.Runner() as runner:
+        try:
+            while True:
+                request = connection.recv()
+                for answer in _answers(request, functions, runner):
+                    if os.getpid() != own_id:
+                        os._exit(0)  # a function has forked and both came back: one answer would be too many
+                    connection.send(answer)
+        except (EOFError, OSError, KeyboardInterrupt):
+            os._exit(1)  # the other side has gone, or a function has closed the files
 
 
 def _answers(request: Request, functions: dict[FunctionName, Any], runner: asyncio.Runner) -> Iterator[Any]:
