@@ -36,6 +36,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
 WITHOUT_A_SAY = (
     *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
     *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets", "save_total_limit"),
+    "max_nonfinite_steps",
     *("use_cpu",),  # set where there is no GPU; the kind of device counts by itself
     *("log_level", "log_level_replica", "logging_dir", "project", "dataloader_num_workers", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
@@ -143,9 +144,16 @@ def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: Tr
         if resume is False and is_first:
             _remove_all(run)
         chosen = _newest_of_all(run, arguments)
+        if chosen is not None and arguments.save_only_model:
+            if is_first:
+                logger.warning(
+                    "The checkpoints in %s hold models alone (--save_only_model): training starts anew.", run
+                )
+            chosen = None
         if chosen is None and resume is True:
             raise UserError(
-                f"--resume_from_checkpoint: there is no whole checkpoint of this run in {run}; leave the flag out", PAGE
+                f"--resume_from_checkpoint: there is no whole checkpoint in {run} to go on from; leave the flag out",
+                PAGE,
             )
     if is_first:
         write_text(run / RUN_FILE, json.dumps({"fingerprint": fingerprint(about), **about}, indent=2) + "\n")

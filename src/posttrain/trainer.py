@@ -26,6 +26,7 @@ from posttrain.batch import PackedBatch
 from posttrain.checkpoint_trainer import CheckpointTrainer
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
+from posttrain.finite import FiniteTrainer
 from posttrain.losses import Loss
 from posttrain.methods import Method
 from posttrain.publish import HubTrainer
@@ -61,11 +62,14 @@ class _Counts:
         for name, (total, weight) in loss.metrics.items():
             total = total.detach().float()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-            self.weights[name] += weight
+            self.weights[name] = self.weights[name] + weight  # not in place: copies share it
         for sign, values in ((-1.0, loss.minima), (1.0, loss.maxima)):
             for name, value in values.items():
                 key, value = (name, sign), sign * value.detach().float()
                 self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
+
+    def __copy__(self) -> _Counts:
+        return _Counts(dict(self.sums), defaultdict(float, self.weights), dict(self.largest))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers, on the CPU."""
@@ -81,7 +85,7 @@ class _Counts:
         self.largest = {(name, sign): value.to(device) for name, sign, value in state["largest"]}
 
 
-class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
+class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, ShardedTrainer):
     """transformers.Trainer for packed batches.
 
     Args:
@@ -253,6 +257,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
             "all_seconds": self._all_seconds,
             "seconds_since_log": time.perf_counter() - self._clock,
             "step": self._step_of_last_log,
+            "finite": self.finite_state(),
         }
 
     def restore_progress(self, state: dict[str, Any]) -> None:
@@ -262,6 +267,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, PackedTrainer, ShardedTrainer):
         self._tokens_since_log, self._step_of_last_log = state["tokens"], state["step"]
         self._all_tokens, self._all_seconds = state["all_tokens"], state["all_seconds"]
         self._clock = time.perf_counter() - state["seconds_since_log"]
+        self.load_finite_state(state["finite"])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

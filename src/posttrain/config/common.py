@@ -142,6 +142,15 @@ class DataFlags:
 
 
 @dataclass(kw_only=True)
+class FaultFlags:
+    """Faults"""
+
+    max_nonfinite_steps: int = flag(
+        10, "Steps in a row with a loss or gradient that is not finite; they are skipped, and then the run ends.", low=1
+    )
+
+
+@dataclass(kw_only=True)
 class RunFlags:
     """Files of the run"""
 
@@ -152,7 +161,7 @@ class RunFlags:
 
 
 @dataclass(kw_only=True)
-class CommonConfig(RunFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags):
+class CommonConfig(RunFlags, FaultFlags, TrainingFlags, DataFlags, AdapterFlags, ModelFlags):
     """The flags that all methods share; a method's config adds its own.
 
     Attributes:

@@ -23,7 +23,7 @@ OWN = {
     *("max_reward_failures", "judge_base_url", "judge_rubric", "judge_parameters", "judge_concurrency"),
     *("judge_timeout", "judge_retries", "max_prompt_tokens", "long_prompts", "rollout_batch_size"),
     *("dynamic_sampling", "max_resampling_rounds", "kl_estimator", "eval_temperature", "eval_top_p", "eval_top_k"),
-    *("eval_min_p", "eval_repetition_penalty", "eval_max_completion_length"),
+    *("eval_min_p", "eval_repetition_penalty", "eval_max_completion_length", "max_nonfinite_steps"),
 }
 OWN_OF_MIXTURES = {"seed"}
 FOR_ALL = "for every method; TRL has it for {}"

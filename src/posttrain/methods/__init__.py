@@ -99,6 +99,9 @@ class Method:
         """
         raise NotImplementedError
 
+    def step_skipped(self) -> None:
+        """Called when an optimizer step is not applied: what its forward passes have left is to be forgotten."""
+
     def finish_metrics(self, values: dict[str, float]) -> dict[str, float]:
         """Metrics as they are logged, from ratios over all batches and ranks since the last line."""
         return values

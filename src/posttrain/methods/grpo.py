@@ -78,6 +78,9 @@ class GRPO(PolicyMethod):
         own: list[TrainerCallback] = [_AdaptEntropy(self)] if self.config.use_adaptive_entropy else []
         return super().callbacks() + own
 
+    def step_skipped(self) -> None:
+        self._entropy = torch.zeros_like(self._entropy)
+
     def adapt_entropy(self) -> None:
         """After a step: the coefficient of the next one."""
         total, count = reduce(self._entropy, "sum").tolist()
