@@ -184,6 +184,36 @@ def test_what_belongs_to_the_end_of_an_epoch_is_in_its_checkpoint(
         assert_same(again, out)
 
 
+def test_checkpoints_of_models_alone_cannot_go_on(
+    material: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [*WORDS, *GEOMETRY, "--save_only_model"]
+    run("sft", *material, tmp_path / "whole", *words)
+    out = cut_off(tmp_path / "whole", tmp_path / "out", 6)
+    run("sft", *material, out, *words)
+    told = capsys.readouterr().err
+    assert "hold models alone (--save_only_model): training starts anew" in told and "Going on" not in told
+    assert_same(out, tmp_path / "whole")
+
+
+def test_the_best_checkpoint_is_found_where_the_run_was_moved_to(
+    material: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [*WORDS, *GEOMETRY, "--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "4"]
+    words += ["--load_best_model_at_end", "--greater_is_better", "true"]  # the worst: the first
+    run("sft", *material, tmp_path / "whole", *words)
+    moved = cut_off(tmp_path / "whole", tmp_path / "moved", 6)
+    shutil.move(tmp_path / "whole", tmp_path / "elsewhere")
+    run("sft", *material, moved, *words)
+    assert_same(moved, tmp_path / "elsewhere")
+    first = (moved / "checkpoint-2" / "model.safetensors").read_bytes()
+    assert (moved / "model.safetensors").read_bytes() == first
+    lost = cut_off(moved, tmp_path / "lost", 2, 6)
+    shutil.rmtree(moved)
+    fails(material, lost, *words)
+    assert "the best checkpoint so far" in capsys.readouterr().err
+
+
 def test_each_combination_has_a_folder_of_its_own_in_a_work_dir(
     material: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -15,7 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
-from posttrain.checkpoints import publish, room_to_write, rotate, saving_folder, write_manifest
+from posttrain.checkpoints import PAGE, publish, room_to_write, rotate, saving_folder, write_manifest
+from posttrain.errors import UserError
 from posttrain.models import follow_umask
 
 # transformers' pickled arguments, full of paths: nothing reads them.
@@ -114,6 +115,19 @@ class CheckpointTrainer(Trainer):
         self._globalstep_last_logged = state["step_of_last_log"]
         self._seconds_before = state["seconds"]
         self._initial_global_step = 0  # what is reported at the end is of the whole run
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        begin = super()._init_training_state(*args, **kwargs)
+        state, run = self.state, Path(self.args.output_dir)
+        if state.best_global_step is not None and state.best_model_checkpoint is None:  # the run's folder was moved
+            state.best_model_checkpoint = str(run / f"checkpoint-{state.best_global_step}")
+        if self.args.load_best_model_at_end and not Path(state.best_model_checkpoint or run).is_dir():
+            raise UserError(
+                f"--load_best_model_at_end: the best checkpoint so far, {state.best_model_checkpoint}, is gone; put it "
+                "back, or start anew with --resume_from_checkpoint false",
+                PAGE,
+            )
+        return begin
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trains; see transformers.Trainer.train."""

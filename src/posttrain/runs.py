@@ -146,13 +146,11 @@ def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: Tr
         chosen = _newest_of_all(run, arguments)
         if chosen is not None and arguments.save_only_model:
             if is_first:
-                logger.warning(
-                    "The checkpoints in %s hold models alone (--save_only_model): training starts anew.", run
-                )
+                logger.warning("Checkpoints in %s hold models alone (--save_only_model): training starts anew.", run)
             chosen = None
         if chosen is None and resume is True:
             raise UserError(
-                f"--resume_from_checkpoint: there is no whole checkpoint in {run} to go on from; leave the flag out",
+                f"--resume_from_checkpoint: no whole checkpoint in {run} to go on from; leave the flag out",
                 PAGE,
             )
     if is_first:
