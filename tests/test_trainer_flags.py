@@ -154,7 +154,7 @@ def test_a_metric_that_there_is_not(base: Path, tmp_path: Path, capsys: pytest.C
         ("--lr_scheduler_type warmup_stable_decay", "missing 1 required positional argument: 'num_decay_steps'"),
         ("--accelerator_config dispatch_batches=true", "dispatch_batches is not available: each process reads its own"),
         ("--accelerator_config split=true", "unexpected keyword argument 'split'"),
-        ("--adam_beta1 1", "--optim adamw_torch_fused: Invalid beta parameter at index 0: 1.0"),
+        ("--optim sgd --optim_args momentum=x", "--optim sgd: "),
         ("--torch_compile_backend inducter", "--torch_compile_backend: 'inducter' is not one of no, eager, "),
         ("--deepspeed ds.json", "--deepspeed needs a package that is not installed: pip install -e '.[deepspeed]'"),
     ],

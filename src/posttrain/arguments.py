@@ -71,7 +71,9 @@ def _complaints_about(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, OSError) as error:
-        raise UserError(f"{what}{_first_sentences(error)}") from error
+        said = _first_sentences(error)
+        about = "--accelerator_config: " if said.startswith("AcceleratorConfig") else what
+        raise UserError(f"{about}{said}") from error
 
 
 def _first_sentences(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from posttrain.checkpoints import check_model_folder
 from posttrain.config.model_files import PAGE, Shapes, shapes_of
 from posttrain.config.paths import adapter_base
 from posttrain.errors import UserError
@@ -49,6 +51,9 @@ def check_models(config: CommonConfig) -> None:
     for flag, name, revision, is_classifier in named:
         if name is not None:
             base = adapter_base(name)
+            if os.environ.get("RANK", "0") == "0":  # the hashes of large files take their time
+                for folder in filter(None, (name, base)):
+                    check_model_folder(flag, Path(folder))
             what = f"{flag} {name}" if base is None else f"{flag} {name}: its base {base}"
             _check_model(config, what, base or name, revision if base is None else "main", is_classifier)
 

@@ -92,7 +92,7 @@ def takes_list(field: dataclasses.Field[Any]) -> bool:
 
 def label(name: str, where: str) -> str:
     """How a message names a flag: `--beta`, `sft.yaml: beta` or `params.yaml: dpo.beta`."""
-    name = name if len(name) <= 80 else name[:77] + "..."
+    name = (name if len(name) <= 80 else name[:77] + "...").encode("utf-8", "backslashreplace").decode()
     if not where:
         return f"--{name}"
     return f"{where}.{name}" if ": " in where else f"{where}: {name}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import nearest
-from posttrain.config.model_files import PAGE, check_adapter_files, check_config_file, shapes_of
+from posttrain.config.model_files import PAGE, check_adapter_files, check_config_file, read_object, shapes_of
 from posttrain.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".arrow", ".gz"}
@@ -51,6 +51,12 @@ def check_paths(config: CommonConfig) -> None:
                 raise UserError(
                     f"resume_from_checkpoint: {config.resume_from_checkpoint} is a file; name the folder it is in"
                 )
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        file = getattr(config, name)
+        if isinstance(file, str) and not file.lstrip().startswith("{"):
+            with _told_of(name):
+                _check_exists(name, file, "JSON, or a file of it")
+                read_object(f"--{name} {file}", Path(file))
     _check_written(config)
 
 

@@ -53,9 +53,7 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
 
 def _size_problems(config: CommonConfig) -> Iterator[str]:
     """Numbers with which nothing would be trained, or nothing be learnt."""
-    if config.max_steps == 0:
-        yield "max_steps is 0, with which nothing is trained; give a number of steps, or -1 for whole epochs"
-    if config.num_train_epochs == 0 and (config.max_steps or -1) < 0:
+    if config.num_train_epochs == 0 and (config.max_steps or 0) <= 0:
         yield "num_train_epochs is 0, with which nothing is trained; give a number above 0"
     if config.learning_rate > MOST_LEARNING_RATE:
         yield f"learning_rate is {config.learning_rate:g}, with which nothing is learnt; give one such as 1e-5"
