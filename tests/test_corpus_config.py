@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpus import flags
+from corpus import config_files, flags
 from tiny import write_base, write_preference, write_prompts, write_sft
 
 from posttrain.cli import main
+from posttrain.config import parse_command_line
+from posttrain.errors import report_mistakes
+from posttrain.experiment.params import stage_config
+from posttrain.launch import launcher_command
 
 SECONDS = 20
 
@@ -84,6 +88,28 @@ def test_flags(
     assert main([method, *needed, *words]) == 2
     check(capsys.readouterr().err, said)
     assert files(tmp_path, base) == before
+
+
+@pytest.mark.parametrize("title", config_files.CASES)
+def test_files(title: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, said = config_files.CASES[title]
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content)
+    kind = title.partition(":")[0]
+    needed = ["--model_name_or_path", "m", "--dataset_name", "d"]
+
+    def run() -> int:
+        if kind == "params":
+            stage_config("sft", ["--params", str(file)])
+        elif kind == "accelerate":
+            _, launch = parse_command_line("sft", [*needed, "--accelerate_config", str(file)])
+            launcher_command(launch, [])
+        else:
+            parse_command_line("sft", [*needed, "--config", str(file)])
+        return 0
+
+    assert report_mistakes(run) == 2
+    check(capsys.readouterr().err, ["settings.yaml", *said])
 
 
 def files(*folders: Path) -> list[Path]:

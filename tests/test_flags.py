@@ -104,6 +104,7 @@ def types_match(method: str, reference: dict[str, Any]) -> None:
 
 # A value other than the default for flags whose kind does not tell one.
 SAMPLES = {
+    "num_generations": "4",
     "per_device_train_batch_size": "16",
     "accelerator_config": '{"split_batches": false}',
     "dataset_kwargs": "skip_prepare_dataset=true",

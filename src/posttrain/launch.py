@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from posttrain.config import CommonConfig, LaunchOptions, check_paths, load_yaml, remark, suggestion
+from posttrain.config import CommonConfig, LaunchOptions, check_paths, remark, suggestion
+from posttrain.config.accelerate_file import accelerate_settings
 from posttrain.errors import Stopped, UserError, install
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
@@ -121,7 +122,7 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
         value = getattr(launch, option)
         if value is not None:
             words += [f"--{option}", str(value)]
-    settings = load_yaml(_accelerate_file(launch))
+    settings = accelerate_settings(_accelerate_file(launch))
     if (
         launch.main_process_port is None
         and "main_process_port" not in settings
@@ -137,7 +138,7 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
 
 def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
     """The variables that the processes get: the mark that they are launched, and their share of the cores."""
-    settings = load_yaml(_accelerate_file(launch))
+    settings = accelerate_settings(_accelerate_file(launch))
     processes = launch.num_processes or settings.get("num_processes") or 1
     here = max(1, int(processes) // _num_machines(launch, settings))
     share = max(1, num_cores() // here)
@@ -235,7 +236,7 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
     Returns:
         Whether a launcher is still needed: one process without sharding is this one.
     """
-    settings = load_yaml(_accelerate_file(launch))
+    settings = accelerate_settings(_accelerate_file(launch))
     deepspeed = settings.get("distributed_type") == "DEEPSPEED" or config.deepspeed is not None
     if deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise UserError(

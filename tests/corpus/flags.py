@@ -148,6 +148,7 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "a config with NUL": (SFT, ["--config", "a\0b"], ["--config", "NUL"]),
     "a checkpoint that is not there": (SFT, ["--resume_from_checkpoint", "{tmp}/checkpoint-1"], ["does not exist"]),
     "a checkpoint that is a file": (SFT, ["--resume_from_checkpoint", "{file}"], ["resume_from_checkpoint"]),
+    "a template string of DVC": (SFT, ["--work_dir", "{tmp}/${sft.model}"], ["work_dir", "${sft.model}"]),
     "a template string of a shell": (SFT, ["--output_dir", "{tmp}/$OUT/{{model}}"], ["output_dir"]),
     "an unset home": (SFT, ["--output_dir", "~nobody-of-this-name/out"], ["output_dir"]),
     "DeepSpeed's file that is not there": (SFT, ["--deepspeed", "{tmp}/none.json"], ["deepspeed"]),

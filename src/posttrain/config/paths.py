@@ -12,11 +12,12 @@ from posttrain.config.common import CommonConfig
 from posttrain.config.fields import nearest
 from posttrain.config.model_files import PAGE, check_adapter_files, check_config_file, read_object, shapes_of
 from posttrain.errors import UserError
+from posttrain.hub import hide_token
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".arrow", ".gz"}
 # Of model_init_kwargs: the files of the model have other names.
 OTHER_FILES = {"subfolder", "variant", "gguf_file", "transformers_weights"}
-_TO_EXPAND = re.compile(r"\$\{?[A-Za-z_]\w*\}?|\{\{.*?\}\}")
+_TO_EXPAND = re.compile(r"\$\{.*?\}|\$[A-Za-z_]\w*|\{\{.*?\}\}")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -141,7 +142,7 @@ def _looks_local(text: str) -> bool:
 
 
 def _check_exists(name: str, text: str, wanted: str) -> None:
-    path = Path(text).expanduser()
+    path, text = Path(text).expanduser(), hide_token(text)
     if path.exists():
         return
     if path.is_symlink():

@@ -35,6 +35,9 @@ class Loader(yaml.SafeLoader):
 
 def _whole_number(loader: Loader, node: yaml.ScalarNode) -> int:
     text = node.value
+    if len(text) > 400:  # Python neither reads nor writes numbers of thousands of digits
+        mark = node.start_mark
+        raise UserError(f"{mark.name} line {mark.line + 1}: a number of {len(text):,} digits is too large for anything")
     return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
 
 
