@@ -37,6 +37,7 @@ WITHOUT_A_SAY = (
     *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
     *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets", "save_total_limit"),
     "max_nonfinite_steps",
+    *("max_reward_failures", "reward_timeout", "judge_timeout", "judge_retries", "judge_concurrency"),
     *("use_cpu",),  # set where there is no GPU; the kind of device counts by itself
     *("log_level", "log_level_replica", "logging_dir", "project", "dataloader_num_workers", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),

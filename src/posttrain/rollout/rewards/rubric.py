@@ -27,7 +27,7 @@ _OWN = ("prompt", "completion")
 HIGHEST = 10  # of the scores that the general rubric asks for
 # Each digit is looked at once, however many there are.
 _NUMBER = r"[-+]?(?:\d++(?:\.\d++)?+|\.\d++)"
-_SCORE = re.compile(rf"\bscore\b[\s*_]*[:=][\s*_]*(?P<number>{_NUMBER})(?![\d.]*\d)", re.IGNORECASE)
+_SCORE = re.compile(rf"\bscore\b[\s*_]*[:=][\s*_]*(?P<number>{_NUMBER})(?![\d.]*\d|e[-+]?\d)", re.IGNORECASE)
 
 
 class Rubric:
