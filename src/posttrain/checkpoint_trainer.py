@@ -63,20 +63,24 @@ class CheckpointTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(beside))
                 self._save_scaler(str(beside))
                 self._save_rng_state(str(beside))
+            best = self.state.best_global_step
+            if best is not None and (best == step or (run / f"checkpoint-{best}").is_dir()):
+                self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
             if args.should_save:
-                self._save_state(run, beside)
+                self._save_state(beside)
             self.accelerator.wait_for_everyone()
             self._publish(beside)
         if args.push_to_hub:
             self._push_from_checkpoint(str(run / f"checkpoint-{step}"))
-        if args.should_save or args.local_process_index == 0:
-            best = self.state.best_global_step
-            rotate(run, args.save_total_limit, {step} | ({best} if best is not None else set()))
+        self._rotate()
 
-    def _save_state(self, run: Path, beside: Path) -> None:
-        state, best = self.state, self.state.best_global_step
-        if best is not None and (best == state.global_step or (run / f"checkpoint-{best}").is_dir()):
-            state.best_model_checkpoint = str(run / f"checkpoint-{best}")
+    def _rotate(self) -> None:
+        if self.args.local_process_index == 0:
+            keep = {self.state.global_step, self.state.best_global_step} - {None}
+            rotate(Path(self.args.output_dir), self.args.save_total_limit, keep)
+
+    def _save_state(self, beside: Path) -> None:
+        state = self.state
         for one in [*self.callback_handler.callbacks, self.control]:
             if isinstance(one, ExportableState):
                 kept, name = state.stateful_callbacks, type(one).__name__
@@ -144,6 +148,7 @@ class CheckpointTrainer(Trainer):
             self.control.should_training_stop = True  # the checkpoint is that of the last step
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
+        self._rotate()  # it may be that the run was killed between its last checkpoint and this
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

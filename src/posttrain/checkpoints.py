@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def tidy(run: Path) -> None:
         shutil.rmtree(leaving, ignore_errors=True)
 
 
-def rotate(run: Path, limit: int | None, keep: set[int]) -> None:
+def rotate(run: Path, limit: int | None, keep: Collection[int | None]) -> None:
     """Removes the oldest checkpoints.
 
     Args:
