@@ -26,7 +26,7 @@ from posttrain.hub_access import check as check_hub
 from posttrain.machine import num_cores
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.runs import check_own
-from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded
+from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
@@ -149,24 +149,20 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command to its end, passing signals on to it.
 
     Args:
-        command: The words of the command.
+        command: The words of the command, which starts with signals held back, and takes them when it is ready.
         environment: All of its variables.
 
     Returns:
         Its exit code, or 128 + N where signal N ended it.
     """
-    numbers = heeded()
-    held = signal.pthread_sigmask(
-        signal.SIG_BLOCK, numbers
-    )  # inherited: nothing is lost until somebody is there to take it
-    # In a session of its own, so that Ctrl-C reaches it once, from here, and not a second time from the terminal.
-    child = subprocess.Popen(command, env=dict(environment), start_new_session=True)
+    with held_back():
+        # In a session of its own, so that Ctrl-C reaches it once, from here, and not a second time from the terminal.
+        child = subprocess.Popen(command, env=dict(environment), start_new_session=True)
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
+        def forward(number: int, frame: FrameType | None) -> None:
+            child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in numbers}
-    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        before = {number: signal.signal(number, forward) for number in heeded()}
     try:
         code = child.wait()
     finally:

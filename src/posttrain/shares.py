@@ -20,6 +20,7 @@ from posttrain.batch import PackedBatch
 from posttrain.data.build import is_first_process
 from posttrain.data.stream import Collate, Stream
 from posttrain.errors import UserError
+from posttrain.stop import held_back, shielded
 
 if TYPE_CHECKING:
     from posttrain.trainer import PostTrainer
@@ -50,7 +51,7 @@ def train_loader(trainer: PostTrainer, plain: Callable[[], DataLoader[Any]]) -> 
         return rows.loader(trainer.data_collator, batch_size, args.world_size, args.process_index, number)
     loader = plain()
     if not _is_divided_here(trainer):
-        return loader
+        return _shield(loader)
     order: Any = loader.batch_sampler  # accelerate's part of all batches
     return _shared(trainer, rows, order.batch_sampler)
 
@@ -64,7 +65,7 @@ def eval_loader(trainer: PostTrainer, rows: Any, plain: Callable[[Any], DataLoad
         plain: makes transformers' own loader of rows, which is right for one process.
     """
     if not _is_divided_here(trainer):
-        return plain(rows)
+        return _shield(plain(rows))
     return _shared(trainer, rows, BatchSampler(range(len(rows)), trainer.args.eval_batch_size, drop_last=False))
 
 
@@ -77,7 +78,7 @@ def _is_divided_here(trainer: PostTrainer) -> bool:
 
 def _shared(trainer: PostTrainer, rows: Any, batches: BatchSampler) -> DataLoader[Any]:
     args = trainer.args
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Rows(rows),
         batch_sampler=Share(batches, args.world_size, args.process_index),
         collate_fn=partial(_collate, trainer.method.collate, rows[0]),
@@ -88,6 +89,22 @@ def _shared(trainer: PostTrainer, rows: Any, batches: BatchSampler) -> DataLoade
         prefetch_factor=args.dataloader_prefetch_factor,
         in_order=args.dataloader_in_order,
     )
+    return _shield(loader)
+
+
+def _shield(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Lets the processes of a loader outlive signals, which are the business of the process that trains."""
+    inner: Any = getattr(loader, "base_dataloader", loader)  # accelerate puts one around it
+    if getattr(inner.worker_init_fn, "func", None) is not shielded:  # transformers keeps loaders of evaluation
+        begin = inner._get_iterator
+
+        def begin_held_back() -> Any:
+            with held_back():
+                return begin()
+
+        inner.worker_init_fn = partial(shielded, inner.worker_init_fn)
+        inner._get_iterator = begin_held_back
+    return loader
 
 
 def _collate(collate: Collate, first: Any, rows: list[Any]) -> PackedBatch:

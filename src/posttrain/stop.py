@@ -234,15 +234,32 @@ def _leave_to_the_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """For the time of starting another process: there, signals wait until it is ready to take them. In this one, other
+    threads take them, or this one afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def outlive_signals() -> None:
+    """In a process that works for the one that trains: signals that go to all processes of a job, as Slurm's do, leave
+    it at work until that one ends it."""
+    for number in SIGNALS:
+        signal.signal(number, _go_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def shielded(start: Callable[[int], None] | None, worker: int) -> None:
-    """Begins a process that loads data: signals that go to all processes of a job, as Slurm's do, leave it at work
-    until the process that trains has no more use for it.
+    """Begins a process that loads data, and outlives signals.
 
     Args:
         start: what it would begin with otherwise.
         worker: its number.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    outlive_signals()
     if start is not None:
         start(worker)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from posttrain.errors import UserError
 from posttrain.rollout.rewards.calls import FunctionName, Reply, call_function, call_rows, load_function, needed_columns
 from posttrain.rollout.rewards.functions import FUNCTIONS
+from posttrain.stop import outlive_signals
 
 # Bytes that grading one answer may take on top of what the process has; more is an answer that cannot be read.
 GRADING_MEMORY = 2 << 30
@@ -53,6 +54,7 @@ def main() -> None:
     requests and answers, and a pipe that ends with the other process."""
     connection, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    outlive_signals()
     _be_the_first_to_go()
     random.seed(0)  # a function that draws does so alike in every run
     functions: dict[FunctionName, Callable[..., Any]] = {}
