@@ -2,7 +2,7 @@
 """What every method is told: model, adapters, data, training, and the files of the run."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from posttrain.config.effects import without_effect
 from posttrain.config.fields import flag, flags_of
 from posttrain.config.rules import training_problems
+from posttrain.config.secrets import SECRETS, secret_problems
 from posttrain.config.training import TrainingFlags
 from posttrain.errors import UserError
 
@@ -28,24 +29,9 @@ LORA_FLAGS = [
 FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"]
 # transformers renamed two of its arguments in this version and warns about the old names from then on.
 CHECKPOINTING_RENAMED_IN = (5, 23)
-SECRETS = {"hub_token"}
 # Flags that may name a place of this machine.
 PATHS = ("model_name_or_path", "dataset_name", "chat_template_path", "output_dir", "work_dir", "cache_dir")
 PATHS += ("metrics_file", "plots_file", "resume_from_checkpoint")
-_SECRET_KEYS = {"token", "use_auth_token", "hub_token", "hf_token", "access_token", "api_key", "password", "secret"}
-
-
-def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
-    """The keys behind which a secret stands, at any depth: `token: true` is none.
-
-    Args:
-        values: Of a flag that takes a mapping.
-    """
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from (f"{key}.{inner}" for inner in secrets_in(value))
-        elif isinstance(value, str) and str(key).lower() in _SECRET_KEYS:
-            yield str(key)
 
 
 def _without_tilde(name: str, value: Any) -> Any:
@@ -214,6 +200,7 @@ class CommonConfig(RunFlags, FaultFlags, TrainingFlags, DataFlags, AdapterFlags,
 
     def problems(self) -> Iterator[str]:
         """What is wrong between flags, one message a mistake; a method's config adds its own rules."""
+        yield from secret_problems(self.to_mapping())
         if self.model_name_or_path is None:
             yield "model_name_or_path is missing: a model folder or a hub id, such as Qwen/Qwen2-0.5B"
         if self.dataset_name is None and not self.datasets:
@@ -274,11 +261,6 @@ class CommonConfig(RunFlags, FaultFlags, TrainingFlags, DataFlags, AdapterFlags,
             yield f"precompute_ref_log_probs goes through all rows before training, and {name} has no end; leave it out"
 
     def _model_problems(self) -> Iterator[str]:
-        for key in secrets_in(self.model_init_kwargs or {}):
-            yield (
-                f"model_init_kwargs: {key} would be written into checkpoints and to trackers; leave it out, and log in "
-                "with `hf auth login` or set HF_TOKEN"
-            )
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_4bit and load_in_8bit exclude each other; give one of them"
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:

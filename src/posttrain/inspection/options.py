@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config import METHODS, CommonConfig, LaunchOptions, parse_command_line, suggestion
-from posttrain.config.common import SECRETS
 from posttrain.config.fields import convert, flag, flags_of, is_bool
 from posttrain.config.parse import FileOption
+from posttrain.config.secrets import SECRETS
 from posttrain.errors import UserError
 
 USAGE = "posttrain inspect DATASET [--model_name_or_path MODEL] [--flag value ...]"
