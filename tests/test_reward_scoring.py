@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.errors import UserError
+from posttrain.model_check import FAMILIES as NAMED
 from posttrain.models import checkpoint_activations
-from posttrain.reward_model import FAMILIES as NAMED
 from posttrain.reward_model import load_sequence_classifier
 from posttrain.reward_scoring import RewardScorer, ScoreHead
 

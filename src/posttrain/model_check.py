@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 # Names of the last layer of a classifier; peft's too, for what it saves with an adapter of one.
 HEADS = ("score", "classifier")
+# Some of the families of language models that transformers has a classifier for, for the message to those it has not.
+FAMILIES = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3")
 
 
 def check_models(config: CommonConfig) -> None:
@@ -67,14 +69,21 @@ def _check_model(config: CommonConfig, what: str, name: str, revision: str, is_c
     except Exception as error:  # whatever the many config classes raise, it is the named model that is at fault
         if not folder.is_dir():
             return  # an adapter of the hub, and what else loading will tell
+        if "trust_remote_code" in str(error) and not config.trust_remote_code:
+            raise UserError(
+                f"{what}: it comes with code of its own; read that, and where you trust it give --trust_remote_code",
+                PAGE,
+            ) from error
         raise UserError(f"{what}: its config.json cannot be used: {_first_line(error)}", PAGE) from error
-    if not is_classifier:
+    if is_classifier:
+        check_classifier(what, about)
+    else:
         check_language_model(what, about)
     changed = getattr(config, "model_init_kwargs", None) or getattr(about, "quantization_config", None)
     if folder.is_dir() and not changed:  # what changes the config, or holds weights in another form, loading tells
         model = _without_weights(config, what, about, is_classifier)
-        if model is not None:
-            check_shapes(what, model, shapes_of(what, folder), HEADS if is_classifier else ())
+        is_new = is_classifier and not _is_sequence_classifier(about)
+        check_shapes(what, model, shapes_of(what, folder), HEADS if is_new else ())
 
 
 def check_language_model(what: str, about: PreTrainedConfig) -> None:
@@ -93,13 +102,34 @@ def check_language_model(what: str, about: PreTrainedConfig) -> None:
         )
 
 
-def _without_weights(
-    config: CommonConfig, what: str, about: PreTrainedConfig, is_classifier: bool
-) -> PreTrainedModel | None:
+def check_classifier(what: str, about: PreTrainedConfig) -> None:
+    """Raise for a model of a family that has no sequence classifier, and for a classifier with several labels.
+
+    Args:
+        what: the flag and its value.
+        about: the model's config.
+    """
+    known = type(about) in AutoModelForSequenceClassification._model_mapping
+    if not known and "AutoModelForSequenceClassification" not in (getattr(about, "auto_map", None) or {}):
+        raise UserError(
+            f"{what}: transformers has no sequence classifier for models of the type {about.model_type}; it has one "
+            f"for {', '.join(FAMILIES)} and others"
+        )
+    if _is_sequence_classifier(about) and about.num_labels != 1:
+        labels = ", ".join(str(label) for label in about.id2label.values())
+        raise UserError(
+            f"{what}: it is a classifier with {about.num_labels} labels ({labels}), and a reward model has one score; "
+            "take a causal language model, or a classifier with num_labels 1"
+        )
+
+
+def _is_sequence_classifier(about: PreTrainedConfig) -> bool:
+    return any("ForSequenceClassification" in one for one in about.architectures or ())
+
+
+def _without_weights(config: CommonConfig, what: str, about: PreTrainedConfig, is_classifier: bool) -> PreTrainedModel:
     """The model with tensors that have shapes and no memory."""
     kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-    if is_classifier and (type(about) not in kind._model_mapping or about.num_labels not in (1, 2)):
-        return None  # which loading it tells
     if is_classifier:
         about.num_labels = 1
     options = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
@@ -136,7 +166,9 @@ def check_shapes(what: str, model: PreTrainedModel, shapes: Shapes, new: Iterabl
         else:
             found[match] = name
     for match, name in found.items():
-        shape = shapes[name][1]
+        kind, shape = shapes[name]
+        if own[match].is_floating_point() and kind.startswith(("I", "U", "BOOL", "C")):
+            raise UserError(f"{what}: {name} has the type {kind} in its files, in which no weight can be trained", PAGE)
         if own[match].numel() != torch.Size(shape).numel():
             raise UserError(
                 f"{what}: {name} has the shape {list(shape)} in its files, and {list(own[match].shape)} by its "
@@ -173,6 +205,12 @@ def check_loaded(what: str, model: PreTrainedModel, info: Mapping[str, Any], new
     Raises:
         UserError: weights were missing, and would be random; or are not finite.
     """
+    for name, found, wanted in sorted(info.get("mismatched_keys") or ()):
+        raise UserError(
+            f"{what}: {name} has the shape {list(found)} in its files, and {list(wanted)} by its config.json; they are "
+            "not of the same model",
+            PAGE,
+        )
     refuse_missing(what, [name for name in info["missing_keys"] if name.split(".")[0] not in new])
     unexpected = sorted(info["unexpected_keys"])
     patterns = _without_numbers(name for name, _ in model.named_parameters())

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from posttrain.config.model_files import PAGE, shapes_of
@@ -64,7 +65,10 @@ def load_causal_model(
 
 
 def _load_model(path: str, what: str, options: dict[str, Any]) -> PreTrainedModel:
-    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    with without_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     check_loaded(what, model, info)
     return model
 
@@ -130,15 +134,29 @@ def adapter_folder(path: str, revision: str = "main") -> str | None:
 
 def first_line(error: Exception) -> str:
     """What an error says, without its explanations."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if line.strip().startswith("size mismatch")), lines[0])
 
 
 @contextlib.contextmanager
 def peft_warnings() -> Iterator[None]:
-    """Without the warning that peft sets off by asking a newer transformers for something by its old name."""
+    """Without the warning that peft sets off by asking a newer transformers for something by its old name, and the one
+    about what `check_loaded_adapter` refuses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error of ours
         yield
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Without transformers' table of weights that are too few and too many, which is told in a line, or an error."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _dtype(name: str | None) -> Any:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from posttrain.config.model_files import shapes_of
 from posttrain.config.paths import adapter_on_adapter, no_score_head
 from posttrain.errors import UserError, is_out_of_memory
-from posttrain.model_check import HEADS, check_loaded, check_loaded_adapter
-from posttrain.models import LOADING_ERRORS, adapter_folder, loading_error, loading_options, peft_warnings
+from posttrain.model_check import HEADS, check_classifier, check_loaded, check_loaded_adapter
+from posttrain.models import (
+    LOADING_ERRORS,
+    adapter_folder,
+    loading_error,
+    loading_options,
+    peft_warnings,
+    without_report,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from posttrain.config import CommonConfig
-
-# Some of the families of language models that transformers has a classifier for, for the message to those it has not.
-FAMILIES = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3")
 
 
 def load_reward_model(config: CommonConfig, path: str) -> PreTrainedModel:
@@ -91,29 +92,14 @@ def _load_classifier(path: str, name: str, options: dict[str, Any]) -> tuple[Pre
         path, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
     )
     is_classifier = any("ForSequenceClassification" in one for one in config.architectures or ())
-    _check_config(path, name, config, is_classifier)
+    check_classifier(f"{name} {path}", config)
     config.num_labels = 1
-    with _without_report():
+    with without_report():
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, output_loading_info=True, **options
+            path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     check_loaded(f"{name} {path}", model, info, new=() if is_classifier else HEADS)
     return model, not any(key.split(".")[0] in HEADS for key in info["missing_keys"])
-
-
-def _check_config(path: str, name: str, config: PreTrainedConfig, is_classifier: bool) -> None:
-    known = type(config) in AutoModelForSequenceClassification._model_mapping
-    if not known and "AutoModelForSequenceClassification" not in (getattr(config, "auto_map", None) or {}):
-        raise UserError(
-            f"{name} {path}: transformers has no sequence classifier for models of the type {config.model_type}; it "
-            f"has one for {', '.join(FAMILIES)} and others"
-        )
-    if is_classifier and config.num_labels != 1:
-        labels = ", ".join(str(label) for label in config.id2label.values())
-        raise UserError(
-            f"{name} {path}: it is a classifier with {config.num_labels} labels ({labels}), and a reward model has one "
-            "score; take a causal language model, or a classifier with num_labels 1"
-        )
 
 
 def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
@@ -140,17 +126,6 @@ def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[PreTra
         check_loaded_adapter(f"{name} {path}", adapted, shapes)
         merged = adapted.merge_and_unload()
     return merged.requires_grad_(True), base_has_head or brings_head  # peft had frozen the base
-
-
-@contextlib.contextmanager
-def _without_report() -> Iterator[None]:
-    """Without transformers' table of weights that a classifier made of a language model has too few and too many."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def set_padding_token(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -46,6 +46,27 @@ def check_config_file(what: str, folder: Path) -> None:
         _refuse(f"{what}: {', '.join(names)} does not write text from left to right; take a causal language model")
 
 
+def check_generation_file(what: str, folder: Path) -> None:
+    """Check a folder's generation_config.json, where it has one: transformers would pass over a broken one.
+
+    Args:
+        what: the flag and its value.
+        folder: of a model.
+
+    Raises:
+        UserError: it cannot be read, or a token's id is none.
+    """
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return
+    about = read_object(what, file)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = about.get(name)
+        ids = value if isinstance(value, list) else [value]
+        if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in ids):
+            _refuse(f"{what}: {name} in its {file.name} is {value!r}, which is no id of a token; write its number")
+
+
 def read_object(what: str, file: Path) -> dict[str, Any]:
     """The mapping that a JSON file of a model folder holds.
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import nearest
-from posttrain.config.model_files import PAGE, check_adapter_files, check_config_file, read_object, shapes_of
+from posttrain.config.model_files import (
+    PAGE,
+    check_adapter_files,
+    check_config_file,
+    check_generation_file,
+    read_object,
+    shapes_of,
+)
 from posttrain.errors import UserError
 from posttrain.hub import hide_token
 
@@ -225,6 +232,7 @@ def check_model(name: str, text: str) -> None:
     what = f"--{name} {text}"
     if not (path / "adapter_config.json").is_file():
         check_config_file(what, path)
+        check_generation_file(what, path)
         shapes_of(what, path)
         return
     base = check_adapter_files(what, path)

@@ -1,0 +1,75 @@
+"""Broken model folders and tokenizers: a message that names what is broken, exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from corpus import folders
+from tiny import write_base, write_preference, write_prompts, write_sft
+
+from posttrain.cli import main
+
+SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rows")
+    pairs, prompts = write_preference(folder / "pairs.jsonl"), write_prompts(folder / "prompts.jsonl")
+    return {"sft": write_sft(folder / "sft.jsonl"), "dpo": pairs, "reward": pairs, "grpo": prompts}
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Whatever hangs ends as a failure."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"still busy after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def refuse(*args: object) -> None:
+    raise AssertionError("weights are being loaded")
+
+
+@pytest.mark.parametrize("title", folders.CASES)
+def test_model_folders(
+    title: str,
+    base: Path,
+    rows: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = folders.CASES[title]
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    case.change(model)
+    if not case.loads:
+        monkeypatch.setattr("posttrain.methods.load_causal_model", refuse)
+        monkeypatch.setattr("posttrain.methods.reward.load_reward_model", refuse)
+    words = [case.method, "--model_name_or_path", str(model), "--dataset_name", str(rows[case.method])]
+    words += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(base.parent / "cache")]
+    words += [word.replace("{model}", str(model)) for word in case.flags]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "posttrain: error: " in message and "Traceback" not in message
+    for part in case.said:
+        assert part in message, message
+    written = {path.name for path in (tmp_path / "out").rglob("*")} if (tmp_path / "out").exists() else set()
+    assert written <= {".lock", "run.json"}
+    assert not Path("/tmp/w-a-pickle-was-read").exists()
