@@ -95,5 +95,7 @@ def show_completions(table: pa.Table, names: Sequence[str], number: int, one_a_p
 
 def _indented(title: str, text: str) -> list[str]:
     cut = text if len(text) <= _WIDTH else "… " + text[-_WIDTH:]
-    first, *rest = cut.split("\n")
+    # What would move the cursor, or write in colours of its own, stands as Python writes it.
+    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in cut)
+    first, *rest = shown.split("\n")
     return [f"  {title} | {first}", *(f"  {' ' * len(title)} | {line}" for line in rest)]

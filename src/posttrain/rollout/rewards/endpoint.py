@@ -163,7 +163,7 @@ async def ask(client: httpx2.AsyncClient, endpoint: Endpoint, question: str) -> 
             raise JudgeError(f"the judge refuses the question: {said}")
         answer = _content(body)
         if answer is not None:
-            return answer
+            return _without_key(answer)  # it is kept on disk
         reason = f"no chat completion: {show(body)}"
     raise NoAnswerError(f"the judge gives no answer ({endpoint.retries + 1} attempts): {reason}")
 
@@ -179,10 +179,7 @@ def request_of(endpoint: Endpoint, question: str) -> dict[str, Any]:
 
 def show(text: str) -> str:
     """The beginning of a text from outside, in one line and without the key."""
-    key = _key()
-    text = " ".join(text[:10_000].split())
-    if key:
-        text = text.replace(key, "[key]")
+    text = _without_key(" ".join(text[:10_000].split()))
     return repr(text if len(text) <= 200 else text[:197] + "...")
 
 
@@ -200,6 +197,11 @@ async def _post(client: httpx2.AsyncClient, url: str, request: Mapping[str, Any]
 
 def _key() -> str:
     return os.environ.get(KEY_VARIABLE, "").strip()
+
+
+def _without_key(text: str) -> str:
+    key = _key()
+    return text.replace(key, "[key]") if key else text
 
 
 def _content(body: str) -> str | None:

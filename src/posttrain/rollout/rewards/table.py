@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 _FAILURES_SHOWN = 5
 _GOES_ON = (
-    "Checkpoints that the run has written are whole: the same command goes on from the last one; with a reward function "
-    "that has been mended, add --resume_from_checkpoint true."
+    "Checkpoints that the run has written are whole: the same command goes on from the last one; with a function that "
+    "has been mended, add --resume_from_checkpoint true."
 )
 _LARGEST = float(np.finfo(np.float32).max)
 
