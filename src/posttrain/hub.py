@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from posttrain.errors import UserError
 PAGE = "troubleshooting.md#hub"
 SECONDS = 10.0  # that a question to the hub may take
 TOKEN = "HF_TOKEN"
+_PASSWORD = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*:/{1,2})[^\s/@]+@")
 
 
 def explain(error: BaseException, what: str) -> UserError | None:
@@ -35,7 +37,8 @@ def explain(error: BaseException, what: str) -> UserError | None:
 
 
 def hide_token(text: str) -> str:
-    """A text without the user's token, should it stand in there."""
+    """A text without the user's token, and without the passwords of addresses, should they stand in there."""
+    text = _PASSWORD.sub(r"\1***@", text)
     token = os.environ.get(TOKEN, "").strip()
     return text.replace(token, "***") if token else text
 

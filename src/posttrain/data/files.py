@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ def open_file(path: Path) -> BinaryIO:
         OSError: it cannot be opened.
     """
     check_regular(path)
-    return cast(BinaryIO, gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
+    if not path.name.endswith(".gz"):
+        return path.open("rb")
+    return io.BufferedReader(cast(io.RawIOBase, gzip.open(path)))  # which finds lines much faster
 
 
 def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:

@@ -146,10 +146,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     check_regular(path)
+    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_header(file.schema_arrow.names, path)
-            number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
                 for columns in batch.to_pylist():
                     number += 1
@@ -157,10 +157,6 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     except UserError:
         raise
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} after row {number}: a column of text holds bytes that are not UTF-8") from error
-    except (
-        pyarrow.ArrowException,
-        ValueError,
-        ImportError,
-    ) as error:  # the last two of values that Python has none for
+        raise UserError(f"{path} after row {number}: text, or the name of a column, is not UTF-8") from error
+    except (pyarrow.ArrowException, ValueError, ImportError) as error:  # also of single values
         raise UserError(f"{path}: not a readable Parquet file ({shortened(str(error), 300)})") from error

@@ -17,6 +17,7 @@ from posttrain.data.sources import FileSource, HeldOut, Mixture, Part, Source
 from posttrain.data.streamed_sources import FirstRows, Interleaved
 from posttrain.data.tables import open_hub, open_saved
 from posttrain.errors import UserError
+from posttrain.hub import hide_token
 from posttrain.hub_access import BUILDERS
 
 Role = Literal["train", "test"]
@@ -97,7 +98,7 @@ def open_named(
     Raises:
         UserError: it is not there, and required; or it is local and has no configurations.
     """
-    path = Path(name).expanduser()
+    path = _path_of(name, where)
     if hub_config is not None and path.exists():
         raise UserError(
             f"{name}: a local file or folder has no configurations, such as {hub_config!r}; leave --dataset_config "
@@ -109,8 +110,18 @@ def open_named(
     if path.is_dir():
         return _open_folder(path, wanted, streamed)
     if known_suffix(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such file or folder{_nearby(path)} ({where})")
-    return open_hub(f"{where} {name}", name, hub_config, partial(_pick, wanted, where=name), streamed)
+        raise UserError(f"{hide_token(name)}: no such file or folder{_nearby(path)} ({where})")
+    return open_hub(hide_token(f"{where} {name}"), name, hub_config, partial(_pick, wanted, where=name), streamed)
+
+
+def _path_of(name: str, where: str) -> Path:
+    """The path that a name stands for, should it be one; raises UserError where it can be none."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; a home that is nobody's; NUL
+        raise UserError(f"{where}: {shortened(hide_token(name))!r} is no path: {shortened(str(error))}") from error
+    return path
 
 
 def _whole(path: Path, wanted: WantedSplit, open_it: Callable[[], Source]) -> Source | None:
@@ -127,7 +138,7 @@ def _whole(path: Path, wanted: WantedSplit, open_it: Callable[[], Source]) -> So
 
 def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"; nor is there a folder {path.parent}"
+        return hide_token(f"; nor is there a folder {path.parent}")
     close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 

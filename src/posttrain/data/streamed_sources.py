@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from posttrain.data.json_text import shortened
 from posttrain.data.readers import Row
 from posttrain.data.slices import Slice
 from posttrain.data.sources import FileSource, Mixture, Part, Source, combined_digest
 from posttrain.errors import UserError
-from posttrain.hub import PAGE, explain
+from posttrain.hub import PAGE, explain, hide_token
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class StreamedTable:
                 before += 1
                 yield dict(columns)
         except (OSError, RuntimeError, ValueError) as error:  # the connection, or what stands in the file
-            reason = explain(error, self.name) or f"{self.name}: {error}"
+            reason = explain(error, self.name) or hide_token(f"{self.name}: {shortened(str(error), 300)}")
             raise UserError(f"{reason} (after row {before:,})", PAGE) from error
 
     def digest(self) -> str:

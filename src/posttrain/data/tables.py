@@ -9,7 +9,7 @@ from posttrain.data.json_text import shortened
 from posttrain.data.sources import Source, TableSource, combined_digest, files_digest, files_stamp
 from posttrain.data.streamed_sources import StreamedTable
 from posttrain.errors import UserError
-from posttrain.hub import PAGE, explain
+from posttrain.hub import PAGE, explain, hide_token
 
 Pick = Callable[[Iterable[str]], str | None]
 
@@ -28,7 +28,8 @@ def open_saved(folder: Path, streamed: bool) -> Source:
 
     try:
         table = datasets.load_from_disk(str(folder))
-        table.data.validate()
+        if len(table):
+            table.data.validate()
     except Exception as error:  # whatever is wrong with one of its files, it is the named folder that is at fault
         reason = shortened(str(error), 300) or type(error).__name__
         raise UserError(f"{folder}: not a data set that `datasets` can load ({reason})") from error
@@ -94,7 +95,7 @@ def _explained(error: Exception, where: str, name: str) -> UserError:
         problem = "the repository holds no data files (JSON, CSV, Parquet) where they are looked for"
     else:
         problem = f"cannot be loaded: {text.splitlines()[0] if text else type(error).__name__}"
-    return UserError(f"{where}: {problem}", PAGE)
+    return UserError(hide_token(f"{where}: {problem}"), PAGE)
 
 
 def _in_our_words(first: str) -> str:

@@ -14,6 +14,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ from posttrain.data.problems import RowError
 from posttrain.errors import UserError
 
 SECONDS = 10.0  # of the processor
-MEMORY = 2**32  # bytes above what the process has
+MEMORY = 2**31  # bytes above what the process has
 _WHOLE = 2**60
 FREE_LETTERS, LETTERS_FOR_ONE = 2**20, 20  # a rendering may be so long, and so many times as long as what it is of
 _PAGE = "troubleshooting.md#data"
@@ -98,7 +99,7 @@ def within_limits(render: Callable[[], str], said: Any) -> str:
     except _TimeIsUp:
         raise _beyond(f"it has not come to an end within {SECONDS:g} seconds") from None
     except MemoryError:
-        raise _beyond(f"it needs more than {MEMORY / 2**30:g} GiB of memory for one conversation") from None
+        raise _beyond(f"it needs more than {MEMORY / 2**20:,.0f} MiB of memory for one conversation") from None
     except Exception as error:  # a template is a program of its own: it may raise anything
         reason = shortened(str(error), 300) or type(error).__name__
         raise RowError("the chat template cannot render it", f"{reason}; change the row or the template") from error
@@ -147,9 +148,9 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_says_messages(tokenizer: Any) -> None:
-    """Try once, with words that no template has, whether the chat template writes what messages say.
+    """Try once, with two conversations, whether the chat template writes what messages say.
 
-    A template that refuses such a conversation (it wants a system message, say) is judged by the rows.
+    A template that refuses such conversations (it wants a system message, say) is judged by the rows.
 
     Raises:
         RowError: it goes beyond a limit.
@@ -158,17 +159,18 @@ def check_says_messages(tokenizer: Any) -> None:
     template = tokenizer.chat_template
     if not isinstance(template, str) or template in _seen:
         return
-    said = [{"role": role, "content": word} for role, word in zip(("user", "assistant"), _PROBES, strict=True)]
-    try:
-        text = within_limits(lambda: str(tokenizer.apply_chat_template(said, tokenize=False)), said)
-    except RowError as error:
-        if error.is_last:
-            raise
-        text = " ".join(_PROBES)
-    if not any(word.lower() in text.lower() for word in _PROBES):
+    texts = []
+    for word in _PROBES:
+        said = [{"role": role, "content": word} for role in ("user", "assistant")]
+        try:
+            texts.append(within_limits(partial(tokenizer.apply_chat_template, said, tokenize=False), said))
+        except RowError as error:
+            if error.is_last:
+                raise
+    if len(texts) == len(_PROBES) and len(set(texts)) == 1:
         raise UserError(
-            "the chat template leaves out what messages say: of a question and an answer it makes "
-            f"{shortened(text)!r}; give another one with --chat_template_path",
+            "the chat template leaves out what messages say: of two different conversations it makes the same, "
+            f"{shortened(texts[0])!r}; give another one with --chat_template_path",
             _PAGE,
         )
     _seen.add(template)
