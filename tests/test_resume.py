@@ -4,14 +4,16 @@ tests/test_kills.py does the same with killed processes, at all moments, for all
 """
 
 import json
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import curve, run, write_base, write_sft
 
-from posttrain.checkpoints import only_run_in, what_is_wrong
+from posttrain.checkpoints import only_run_in, saving_folder, what_is_wrong
 from posttrain.cli import main
 
 WORDS = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "3"]
@@ -212,6 +214,32 @@ def test_the_best_checkpoint_is_found_where_the_run_was_moved_to(
     shutil.rmtree(moved)
     fails(material, lost, *words)
     assert "the best checkpoint so far" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_stops_the_run_with_its_last_checkpoint_whole(
+    material: tuple[Path, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Real errors of the operating system: from the second checkpoint on no file may have more than 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def full_at_four(run: Path, step: int) -> Path:
+        if step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        return saving_folder(run, step)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            patch.setattr("posttrain.checkpoint_trainer.saving_folder", full_at_four)
+            run("sft", *material, tmp_path / "out", *WORDS, *GEOMETRY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    told = capsys.readouterr().err
+    assert "posttrain: error: checkpoint-4 cannot be written: " in told and "checkpoint-2 is whole. Make room" in told
+    assert [path.name for path in (tmp_path / "out").glob("*checkpoint*")] == ["checkpoint-2"]
+    run("sft", *material, tmp_path / "out", *WORDS, *GEOMETRY)
+    assert_same(tmp_path / "out", whole)
 
 
 def test_each_combination_has_a_folder_of_its_own_in_a_work_dir(

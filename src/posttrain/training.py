@@ -37,7 +37,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
-from posttrain.model_check import check_models
+from posttrain.model_check import check_models, check_vocabulary
 from posttrain.models import (
     digest_of_model,
     disable_dropout,
@@ -80,6 +80,7 @@ def _run(method: Method) -> dict[str, float]:
     check_models(config)
     check_adapter(config)
     tokenizer = load_tokenizer(config)
+    check_vocabulary(config, tokenizer)
     train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
     assert train is not None
     evaluation = _evaluation_data(config, tokenizer)
@@ -259,6 +260,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         write_manifest(beside)
         names = sorted(path.name for path in beside.iterdir() if path.name != MANIFEST)
         move_into_place(beside, folder)
+        logger.info("The model is in %s.", folder)
         if config.metrics_file:
             write_text(Path(config.metrics_file), json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         if config.plots_file:
