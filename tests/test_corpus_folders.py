@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpus import folders
+from corpus import folders, tokenizers
 from tiny import write_base, write_preference, write_prompts, write_sft
 
 from posttrain.cli import main
+from posttrain.config import SFTConfig
+from posttrain.data.tokenizer import load_tokenizer
 
 SECONDS = 30
 
@@ -46,8 +48,12 @@ def refuse(*args: object) -> None:
     raise AssertionError("weights are being loaded")
 
 
-@pytest.mark.parametrize("title", folders.CASES)
-def test_model_folders(
+CASES = {f"model: {title}": case for title, case in folders.CASES.items()}
+CASES |= {f"tokenizer: {title}": case for title, case in tokenizers.CASES.items()}
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_broken_folders(
     title: str,
     base: Path,
     rows: dict[str, Path],
@@ -55,7 +61,7 @@ def test_model_folders(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case = folders.CASES[title]
+    case = CASES[title]
     model = tmp_path / "model"
     shutil.copytree(base, model)
     case.change(model)
@@ -73,3 +79,15 @@ def test_model_folders(
     written = {path.name for path in (tmp_path / "out").rglob("*")} if (tmp_path / "out").exists() else set()
     assert written <= {".lock", "run.json"}
     assert not Path("/tmp/w-a-pickle-was-read").exists()
+
+
+@pytest.mark.parametrize("title", tokenizers.FINE)
+def test_odd_tokenizers(title: str, base: Path, tmp_path: Path) -> None:
+    """Nothing is cut off, padded or left out for what stands in the settings."""
+    shutil.copytree(base, tmp_path / "model")
+    tokenizers.FINE[title](tmp_path / "model")
+    encoded = [
+        load_tokenizer(SFTConfig(model_name_or_path=str(folder)))([tokenizers.TEXT, "a"])["input_ids"]
+        for folder in (base, tmp_path / "model")
+    ]
+    assert encoded[0] == encoded[1] and len(encoded[0][0]) > 3

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from posttrain.checkpoints import check_model_folder
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
+_MOST_NEW_TOKENS = 1000
 # Names of the last layer of a classifier; peft's too, for what it saves with an adapter of one.
 HEADS = ("score", "classifier")
 # Some of the families of language models that transformers has a classifier for, for the message to those it has not.
@@ -84,6 +86,45 @@ def _check_model(config: CommonConfig, what: str, name: str, revision: str, is_c
         model = _without_weights(config, what, about, is_classifier)
         is_new = is_classifier and not _is_sequence_classifier(about)
         check_shapes(what, model, shapes_of(what, folder), HEADS if is_new else ())
+
+
+def check_vocabulary(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the tokens with the embeddings that the model's config tells of. New special tokens, of a chat template
+    or a later version, get new rows, which is said; words are part of what the model was trained on.
+
+    Args:
+        config: of the run.
+        tokenizer: of the run.
+
+    Raises:
+        UserError: there are words without an embedding: the tokenizer is that of another model.
+    """
+    name = str(config.model_name_or_path)
+    base = adapter_base(name)
+    try:
+        about = AutoConfig.from_pretrained(
+            base or name,
+            revision="main" if base else config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except Exception:  # of whatever kind; of folders it has been told, of the hub loading tells it
+        return
+    rows = getattr(about.get_text_config(), "vocab_size", None)
+    beyond = [(number, token) for token, number in tokenizer.get_vocab().items() if rows and number >= rows]
+    if not beyond:
+        return
+    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    words = sorted((number, token) for number, token in beyond if token not in special)
+    if words or len(beyond) > _MOST_NEW_TOKENS or max(beyond)[0] >= rows + _MOST_NEW_TOKENS:
+        some = _some([f"{token!r} ({number})" for number, token in words or sorted(beyond)])
+        raise UserError(
+            f"--model_name_or_path {name}: its config.json tells of {rows:,} embeddings (vocab_size), and its "
+            f"tokenizer has tokens beyond: {some}; they are not of the same model",
+            PAGE,
+        )
+    if os.environ.get("RANK", "0") == "0":
+        some = _some([token for _, token in sorted(beyond)])
+        logger.warning("%s: tokens without an embedding, which get new, random ones: %s", name, some)
 
 
 def check_language_model(what: str, about: PreTrainedConfig) -> None:

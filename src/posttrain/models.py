@@ -166,8 +166,9 @@ def _dtype(name: str | None) -> Any:
 def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Gives the model the tokenizer's special tokens, and rows for tokens that it has no embedding for. What else ends
     its completions, by its own settings for generation, still does."""
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
+    rows = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # numbers may have holes
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows)
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     generation = getattr(model, "generation_config", None)
     if generation is not None:

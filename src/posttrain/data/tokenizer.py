@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ def end_problem(tokenizer: Any, config: CommonConfig) -> str | None:
 
 def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     folder = Path(name).expanduser()
     if folder.is_dir() and not any((folder / file).is_file() for file in _FILES):
@@ -102,14 +104,54 @@ def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase
         )
     # The revision is the model's: a template's tokenizer has its own history.
     revision = config.model_revision if name == config.model_name_or_path else "main"
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it tries in vain is told in one line
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # whatever the many tokenizer classes raise, it is the named folder that is at fault
         way_out = "" if Path(name).is_dir() else f" (There is no folder {name} here, so it was looked up on the hub.)"
         raise explain(error, f"{flag} {name}") or UserError(
             f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}{way_out}",
             "troubleshooting.md#model-loading",
         ) from error
+    finally:
+        logging.set_verbosity(before)
+    if not set(tokenizer.get_vocab()) - {token.content for token in tokenizer.added_tokens_decoder.values()}:
+        raise UserError(
+            f"{flag}: no tokenizer can be loaded from {name}: it knows special tokens alone; copy the file of its "
+            "vocabulary there, such as tokenizer.json",
+            "troubleshooting.md#model-loading",
+        )
+    _check_special_tokens(tokenizer, folder, flag)
+    return tokenizer
+
+
+def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path, flag: str) -> None:
+    """Raise for an EOS or PAD that transformers has made up: a token of the settings that the vocabulary lacks becomes
+    a new one, which no text has ever ended with."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    about = json.loads(file.read_text(encoding="utf-8"))
+    known = {token["content"] for token in about.get("added_tokens") or ()}
+    words = about["model"].get("vocab") or {}  # of a unigram model: pairs of a token and its score
+    known.update(words if isinstance(words, dict) else (word[0] for word in words))
+    for token in about.get("added_tokens") or ():
+        number = tokenizer.convert_tokens_to_ids(token["content"])
+        if number != token["id"]:  # its id follows all others, and the library gives it the next one
+            raise UserError(
+                f"{flag}: the token {token['content']!r} of {folder} has the number {token['id']} in its "
+                f"tokenizer.json, and could only be {number}; copy the file again",
+                "troubleshooting.md#model-loading",
+            )
+    for name in ("eos_token", "pad_token"):
+        token = getattr(tokenizer, name)
+        if token is not None and token not in known:
+            raise UserError(
+                f"{flag}: the {name} of {folder} is {str(token)!r}, which is not in the vocabulary of its "
+                "tokenizer.json; correct its tokenizer_config.json, or copy both files again",
+                "troubleshooting.md#model-loading",
+            )
 
 
 def _first_line(error: Exception) -> str:
