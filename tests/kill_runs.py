@@ -218,21 +218,28 @@ class Campaign:
         while number > 0:
             folder = self.folder / f"run-{self.runs}"
             for left in range(min(number, at_most), -1, -1):
-                done = start(self.server, self.run, folder, self._draw(folder) if left else None)
+                done = start(self.server, self.run, folder, self._draw(folder, left) if left else None)
                 if done.code == 0:
                     break
                 self._after_kill(done, folder)
                 number -= 1
             self._at_the_end(folder)
 
-    def _draw(self, folder: Path) -> Kill:
-        """A moment of what is still to come: as often by the clock as in each place where files change."""
+    def _draw(self, folder: Path, left: int) -> Kill:
+        """A moment of what is still to come, so that the kills that are left spread over it: as often by the clock as
+        in each place where files change. The last one falls when the finished model is written."""
         saved = [int(path.name.split("-")[1]) for path in folder.rglob("checkpoint-*")]
-        share = self._rng.random() * (1 - max(saved, default=0) / 10)
-        kinds = [("", "")] + [key for key in self._kinds if key[1] != "data" or not (folder / "cache").is_dir()]
-        rank, kind = self._rng.choice(kinds)
+        share = self._rng.random() * (1 - max(saved, default=0) / 10) * min(1, 2 / left)
+        kinds = [("", ""), *self._kinds]
+        if (folder / "cache").is_dir():
+            kinds = [key for key in kinds if key[1] != "data"]
+        if left > 2:  # these come late in a run, which then has little left to do
+            kinds = [key for key in kinds if key[1] not in ("removal", "model")]
+        rank, kind = self._rng.choice(kinds) if left > 1 else ("0", "model")
         if not kind:
             return Kill(seconds=0.05 + share * self._whole.seconds)
+        if kind == "model":
+            share = self._rng.uniform(0.5 if left == 1 else 0, 1)
         number = 1 + int(share * self._kinds[rank, kind])
         return Kill(kind=kind, number=number, rank=int(rank), torn=self._rng.choice([1.0, self._rng.random()]))
 

@@ -88,7 +88,7 @@ def kind_of(event: str, path: str) -> str:
         return "rewards"
     if path.startswith("cache"):
         return "data"
-    if "removing" in path or event in ("os.remove", "os.rmdir", "shutil.rmtree"):
+    if "removing" in path:
         return "removal"
     return "checkpoint" if "checkpoint" in path else "model"
 

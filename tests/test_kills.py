@@ -3,6 +3,7 @@ same bytes in the model folder, the same numbers in every file."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,12 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("material")
-    write_material(folder)
-    return folder
+def material() -> Iterator[Path]:
+    """In memory where there is such a place: thousands of files are brought to the disk here."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        write_material(Path(folder))
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +31,11 @@ def server(material: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("method", VARIANTS)
-def test_a_killed_run_ends_as_an_undisturbed_one(method: str, server: Server, material: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_undisturbed_one(method: str, server: Server, material: Path) -> None:
     variants = list(VARIANTS[method])
     where = []
     for number, variant in enumerate(variants):
-        campaign = Campaign(server, run_of(method, variant, material), tmp_path / str(number), seed=number)
+        campaign = Campaign(server, run_of(method, variant, material), material / f"{method}-{number}", seed=number)
         campaign.kill(KILLS * (number + 1) // len(variants) - KILLS * number // len(variants))
         where += campaign.where
     assert len(where) == KILLS
