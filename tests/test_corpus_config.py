@@ -92,10 +92,9 @@ def test_flags(
 
 @pytest.mark.parametrize("title", config_files.CASES)
 def test_files(title: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content, said = config_files.CASES[title]
+    kind, content, said = config_files.CASES[title]
     file = tmp_path / "settings.yaml"
     file.write_bytes(content)
-    kind = title.partition(":")[0]
     needed = ["--model_name_or_path", "m", "--dataset_name", "d"]
 
     def run() -> int:
