@@ -7,10 +7,12 @@ PORT ?= 6006
 
 # DVC runs its stages as `python scripts/…`; they must meet the environment's python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Pickles of DVC's own. Where it would put them, in /var/tmp, others on the machine could exchange them (SECURITY.md).
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint format deps docs bench clean .checkout
+.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint audit format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +60,10 @@ lint: setup ## check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Known and not mended by anyone: DVC's packages keep pickles in a cache, see DVC_SITE_CACHE_DIR.
+audit: .venv-audit/.installed ## look the versions of constraints.txt up among known vulnerabilities, at pypi.org
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --ignore-vuln CVE-2025-69872 -r constraints.txt
+
 format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -72,11 +78,17 @@ bench: setup ## measure whole training steps against the peer (DATA=folder)
 	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environments, checkpoints and tool caches; models and the DVC cache stay
-	rm -rf .venv .venv-peer work build .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv .venv-peer .venv-audit work build .mypy_cache .ruff_cache src/*.egg-info
 	find src scripts tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .checkout:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "posttrain: this folder is not a git checkout, and DVC needs one: git clone the repository, or run 'git init && git add . && git commit -m start' here" >&2; exit 1; }
+	@mkdir -p '$(DVC_SITE_CACHE_DIR)/repo'
+
+.venv-audit/.installed:
+	@$(PYTHON) -m venv --clear .venv-audit
+	@.venv-audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit
+	@touch $@
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@command -v git >/dev/null || { echo "posttrain: git is not installed (Debian, Ubuntu: apt-get install git; macOS: xcode-select --install)" >&2; exit 1; }
