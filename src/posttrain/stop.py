@@ -218,7 +218,8 @@ def _write_line(line: str) -> None:
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
     above = contextlib.nullcontext() if bars is None else bars.external_write_mode(file=sys.stderr)
     with contextlib.suppress(OSError, ValueError), above:  # it may be that nobody reads any more
-        sys.stderr.write(line)
+        # A terminal has echoed ^C on this line.
+        sys.stderr.write(("\r\x1b[K" if sys.stderr.isatty() else "") + line)
         sys.stderr.flush()
 
 
