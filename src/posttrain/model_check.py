@@ -110,7 +110,9 @@ def check_vocabulary(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -
     except Exception:  # of whatever kind; of folders it has been told, of the hub loading tells it
         return
     rows = getattr(about.get_text_config(), "vocab_size", None)
-    beyond = [(number, token) for token, number in tokenizer.get_vocab().items() if rows and number >= rows]
+    if rows is None:
+        return
+    beyond = [(number, token) for token, number in tokenizer.get_vocab().items() if number >= rows]
     if not beyond:
         return
     special = {token.content for token in tokenizer.added_tokens_decoder.values()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -104,6 +105,12 @@ def loading_error(error: Exception, what: str) -> UserError:
         return UserError(
             f"{what}: a file of its weights is not whole ({first_line(error)}); copy or download it again", PAGE
         )
+    if "use_safetensors" in str(error):
+        return UserError(
+            f"{what}: its weights are pickled, and a pickle can run any code when it is read; if you trust it, load it "
+            "with transformers, save it with save_pretrained, and name that folder",
+            PAGE,
+        )
     return explain(error, what) or UserError(f"{what}: the model cannot be loaded: {first_line(error)}", PAGE)
 
 
@@ -114,6 +121,7 @@ def loading_options(config: CommonConfig) -> dict[str, Any]:
     options.setdefault("dtype", (quantised_dtype(config) if quantised else None) or _dtype(config.dtype))
     options.update(revision=config.model_revision, trust_remote_code=config.trust_remote_code)
     options["use_safetensors"] = True  # a pickle can run any code when it is read
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # nor is somebody on the hub asked to convert it
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
     return quantisation_options(config, options["dtype"]) | options if quantised else options
