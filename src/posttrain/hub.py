@@ -52,7 +52,12 @@ def address() -> str:
 
 def is_on_hub(name: str) -> bool:
     """Whether a model or data set is looked up on the hub: nothing here has this name, and it is no path."""
-    return not Path(name).expanduser().exists() and name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        return False
+    try:
+        return not Path(name).exists()
+    except (OSError, ValueError):  # too long for a file, or with NUL in it
+        return True
 
 
 def ask(path: str) -> Any:

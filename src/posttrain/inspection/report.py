@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import islice
 
 from posttrain.config import METHODS
 from posttrain.config.paths import check_model
+from posttrain.data.json_text import shortened
 from posttrain.data.prepare import options_of
 from posttrain.data.problems import Problems
 from posttrain.data.splits import open_source
@@ -39,6 +41,7 @@ _NAMES = {
     "prompts": "reinforcement learning (grpo, rloo)",
 }
 _SHOWN = 3
+_COLUMNS, _NAME = 60, 60  # columns that are listed, and letters of their names
 
 
 def print_report(request: Request) -> int:
@@ -104,15 +107,18 @@ def _title(sample: Sample, ink: Ink) -> Iterator[str]:
 def _columns(columns: dict[str, Column], num_rows: int, ink: Ink) -> Iterator[str]:
     yield ink.bold("Columns") + ("" if columns else "  none")
     kinds = [" or ".join(kind for kind, _ in column.kinds.most_common()) or "nothing" for column in columns.values()]
-    names = [visible(name) for name in columns]
+    names = [shortened(visible(name), _NAME) for name in islice(columns, _COLUMNS)]
+    kinds = kinds[:_COLUMNS]
     widths = [max(map(len, texts), default=0) for texts in (names, kinds)]
     lines = [f"  {name:<{widths[0]}}  {kind:<{widths[1]}}" for name, kind in zip(names, kinds, strict=True)]
-    for line, column in zip(lines, columns.values(), strict=True):
+    for line, column in zip(lines, columns.values(), strict=False):
         missing = num_rows - column.kinds.total()
         notes = [f"{missing:,} without a value"] * bool(missing) + [f"{column.num_empty:,} empty"] * bool(
             column.num_empty
         )
         yield f"{line}  {ink.warn(', '.join(notes))}".rstrip()
+    if len(columns) > _COLUMNS:
+        yield ink.dim(f"  … and {len(columns) - _COLUMNS:,} more")
 
 
 def _methods(request: Request, fits: dict[str, Fit], columns: dict[str, Column], ink: Ink) -> Iterator[str]:
@@ -157,9 +163,11 @@ def _problems(problems: Problems) -> Iterator[str]:
 
 def _used(kind: str, columns: dict[str, Column]) -> str:
     own = [name for name in (*_OWN_COLUMNS[kind], *_FOR_TEMPLATE) if name in columns]
-    others = [visible(name) for name in columns if name not in own]
+    others = [shortened(visible(name), _NAME) for name in columns if name not in own]
     if not others:
         return ", ".join(own)
+    if len(others) > _COLUMNS:
+        others[_COLUMNS:] = [f"… and {len(others) - _COLUMNS:,} more"]
     return f"{', '.join(own)}; {'the rewards get' if kind == 'prompts' else 'not used:'} {', '.join(others)}"
 
 
