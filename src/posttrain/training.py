@@ -251,7 +251,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         history = trainer.state.log_history
         state = dataclasses.asdict(trainer.state)
         state["best_model_checkpoint"] = None  # a path; what was logged there stands in the history
-        state["stateful_callbacks"]["TrainerControl"] = TrainerControl().state()  # not where the last checkpoint was due
+        state["stateful_callbacks"]["TrainerControl"] = TrainerControl().state()  # not of the last checkpoint
         state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
         text = json.dumps(state, indent=2, sort_keys=True) + "\n"
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")
