@@ -3,6 +3,7 @@ number that is logged."""
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -138,7 +139,15 @@ class CheckpointTrainer(Trainer):
         self._began = time.time()
         if resume_from_checkpoint:
             self.args.eval_on_start = False  # the run has started before
-        return super().train(resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        except pickle.UnpicklingError as error:  # all is read with weights_only
+            raise UserError(
+                f"--resume_from_checkpoint {resume_from_checkpoint} holds objects that are no tensors, numbers or text: "
+                "reading them could run code, so it is not done; take a checkpoint of your own, or start anew with "
+                "--resume_from_checkpoint false",
+                PAGE,
+            ) from error
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._at_epoch_end = False

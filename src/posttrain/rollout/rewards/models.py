@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
@@ -186,9 +187,10 @@ def _load_tokenizer(path: str, options: dict[str, Any]) -> Any:
 
 
 def _load_classifier(path: str, options: dict[str, Any]) -> PreTrainedModel:
+    options = options | {"use_safetensors": True}  # a pickle can run any code when it is read
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise explain(error, f"{FLAG} {path}") or UserError(
             f"{FLAG}: {path} cannot be loaded: {_first_line(error)}"
         ) from error
