@@ -143,7 +143,7 @@ class CheckpointTrainer(Trainer):
             return super().train(resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError as error:  # all is read with weights_only
             raise UserError(
-                f"--resume_from_checkpoint {resume_from_checkpoint} holds objects that are no tensors, numbers or text: "
+                f"--resume_from_checkpoint {resume_from_checkpoint} holds objects that are no tensors, numbers, text; "
                 "reading them could run code, so it is not done; take a checkpoint of your own, or start anew with "
                 "--resume_from_checkpoint false",
                 PAGE,
