@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from model_folders import edit_weights
 from tiny import write_base, write_preference, write_sft
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 from posttrain.cli import main
 from posttrain.config import DPOConfig
-from posttrain.models import load_causal_model
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.model_check import check_vocabulary
+from posttrain.models import load_causal_model, match_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +61,26 @@ def test_a_reference_has_a_revision_of_its_own(base: Path, monkeypatch: pytest.M
     load_causal_model(config, str(base))
     load_causal_model(config, str(base), "--ref_model_name_or_path", revision="main")
     assert asked == ["v2", "main"]
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Tensors that the model has no place for, a score head for example, and nothing of a layer."""
+    model = write_base(tmp_path / "model")
+    edit_weights(lambda weights: weights.update({"score.weight": np.ones((1, 32), np.float32)}))(model)
+    with caplog.at_level("WARNING", logger="posttrain"):
+        load_causal_model(DPOConfig(model_name_or_path=str(model)), str(model))
+    assert "not part of the model, and left out: score.weight" in caplog.text
+
+
+def test_new_special_tokens_get_rows_and_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = write_base(tmp_path / "model")
+    config = DPOConfig(model_name_or_path=str(model))
+    tokenizer = load_tokenizer(config)
+    new = [f"<|{number}|>" for number in range(len(tokenizer), 301)]  # there are 300 embeddings, and fewer words
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in new], special_tokens=True)
+    with caplog.at_level("WARNING", logger="posttrain"):
+        check_vocabulary(config, tokenizer)
+    assert "tokens without an embedding, which get new, random ones: <|300|>" in caplog.text
+    loaded = load_causal_model(config, str(model))
+    match_tokenizer(loaded, tokenizer)
+    assert loaded.get_input_embeddings().weight.shape[0] == 301

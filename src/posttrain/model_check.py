@@ -49,17 +49,24 @@ def check_models(config: CommonConfig) -> None:
     Raises:
         UserError: transformers has no such model, or the weights do not fit the config.
     """
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: the hashes of large files take their time
+        _check_manifests(config)
     is_reward = config.method == "reward"
     named = [("--model_name_or_path", config.model_name_or_path, config.model_revision, is_reward)]
     named.append(("--ref_model_name_or_path", getattr(config, "ref_model_name_or_path", None), "main", False))
     for flag, name, revision, is_classifier in named:
         if name is not None:
             base = adapter_base(name)
-            if os.environ.get("RANK", "0") == "0":  # the hashes of large files take their time
-                for folder in filter(None, (name, base)):
-                    check_model_folder(flag, Path(folder))
             what = f"{flag} {name}" if base is None else f"{flag} {name}: its base {base}"
             _check_model(config, what, base or name, revision if base is None else "main", is_classifier)
+
+
+def _check_manifests(config: CommonConfig) -> None:
+    for flag in ("model_name_or_path", "ref_model_name_or_path", "reward_model_name_or_path"):
+        name = getattr(config, flag, None)
+        for folder in (name, adapter_base(name)) if name is not None else ():
+            if folder is not None:
+                check_model_folder(f"--{flag}", Path(folder))
 
 
 def _check_model(config: CommonConfig, what: str, name: str, revision: str, is_classifier: bool) -> None:

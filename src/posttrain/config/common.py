@@ -30,8 +30,8 @@ FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant
 # transformers renamed two of its arguments in this version and warns about the old names from then on.
 CHECKPOINTING_RENAMED_IN = (5, 23)
 # Flags that may name a place of this machine.
-PATHS: tuple[str, ...] = ("model_name_or_path", "dataset_name", "chat_template_path", "output_dir", "work_dir", "cache_dir")
-PATHS += ("metrics_file", "plots_file", "resume_from_checkpoint")
+PATHS = ["model_name_or_path", "dataset_name", "chat_template_path", "output_dir", "work_dir", "cache_dir"]
+PATHS += ["metrics_file", "plots_file", "resume_from_checkpoint"]
 
 
 def _without_tilde(name: str, value: Any) -> Any:
