@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from faults import NanGradient, spoil
 from safetensors.torch import load_file
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
+from posttrain.batch import PackedBatch
 from posttrain.cli import main
+from posttrain.logprobs import TokenStatistics
+from posttrain.losses import Loss
+from posttrain.methods.grpo import GRPO
+from posttrain.methods.sft import SFT
 from posttrain.trainer import PostTrainer
+from posttrain.watch import NotFinite
 
 STEPS = ["--max_steps", "4", "--per_device_train_batch_size", "2"]
 
@@ -226,20 +233,56 @@ def test_what_cannot_be_taken_back_ends_the_run_at_once(
 def test_evaluation_that_is_not_finite_is_reported_and_never_the_best(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain, seen = PostTrainer.evaluation_loop, []
+    monkeypatch.setattr(NotFinite, "AT_ONCE", 2)
+    plain, named = SFT.loss, []
 
-    def evaluation_loop(self: PostTrainer, *args: Any, **kwargs: Any) -> Any:
-        output = plain(self, *args, **kwargs)
-        seen.append(output.metrics["eval_loss"])
-        if len(seen) == 1:
-            output.metrics["eval_loss"] = float("nan")
-        return output
+    def loss(self: SFT, batch: PackedBatch, statistics: TokenStatistics) -> Loss:
+        if not torch.is_grad_enabled() and len(named) < 4:
+            named.append(batch.places)
+            if len(named) == 2:  # the second of four batches, the first time
+                statistics = statistics._replace(logprobs=statistics.logprobs * torch.nan)
+        return plain(self, batch, statistics)
 
-    monkeypatch.setattr(PostTrainer, "evaluation_loop", evaluation_loop)
+    monkeypatch.setattr(SFT, "loss", loss)
     words = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--save_strategy", "steps"]
-    words += ["--save_steps", "1", "--load_best_model_at_end", "--save_total_limit", "1"]
+    words += [
+        "--per_device_eval_batch_size",
+        "1",
+        "--save_steps",
+        "1",
+        "--load_best_model_at_end",
+        "--save_total_limit",
+        "1",
+    ]
     caplog.set_level(logging.WARNING)
     state = run("sft", base, rows, tmp_path / "out", *STEPS, *words)
     [warning] = lines_of(caplog.text, "not finite")
-    assert warning.startswith("step 1: not finite: eval_loss (docs/troubleshooting.md#numbers)")
-    assert state["best_metric"] == min(seen[1:])
+    assert warning.startswith(f"step 1: not finite: eval_loss; rows: {named[1][0]} (docs/troubleshooting.md#numbers)")
+    losses = [line["eval_loss"] for line in state["log_history"] if "eval_loss" in line]
+    assert math.isnan(losses[0]) and state["best_metric"] == min(losses[1:])
+
+
+def test_what_a_skipped_step_has_left_in_a_method_is_forgotten(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entropy that GRPO's coefficient follows is that of steps that were applied."""
+    plain, coefficients = GRPO.loss, []
+
+    def loss(self: GRPO, batch: PackedBatch, statistics: TokenStatistics) -> Loss:
+        if torch.is_grad_enabled() and len(coefficients) == 1:
+            statistics = statistics._replace(entropy=statistics.entropy * torch.nan)
+        return plain(self, batch, statistics)
+
+    adapt = GRPO.adapt_entropy
+
+    def adapt_entropy(self: GRPO) -> None:
+        adapt(self)
+        coefficients.append((self.entropy_coef, self.last_entropy))
+
+    monkeypatch.setattr(GRPO, "loss", loss)
+    monkeypatch.setattr(GRPO, "adapt_entropy", adapt_entropy)
+    words = ["--use_adaptive_entropy", "--entropy_target", "9", "--entropy_coef", "0.01"]
+    state = run_policy("grpo", base, write_prompts(tmp_path / "rows.jsonl"), tmp_path / "out", *words)
+    assert state["log_history"][-1]["nonfinite_steps"] == 1
+    assert coefficients[0] == coefficients[1] != coefficients[2]
+    assert all(math.isfinite(value) for pair in coefficients for value in pair)

@@ -2,7 +2,7 @@
 named.
 
 What is looked at are the losses of a step's micro-batches on all ranks and the norm of its gradient, once a step and
-before the optimizer: one transfer from the GPU, and with several processes one sum of six numbers. A step that is not
+before the optimizer: one transfer from the GPU, and with several processes one sum of five numbers. A step that is not
 applied leaves parameters, the optimizer's state and the logged means as they were; the schedule of the learning rate
 goes on.
 
@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from posttrain.data.places import together
 from posttrain.errors import RunFailed
-from posttrain.watch import Watch, is_finite
+from posttrain.watch import NotFinite, Watch, is_finite
 
 if TYPE_CHECKING:
     from posttrain.batch import PackedBatch
@@ -59,6 +59,7 @@ class FiniteTrainer(Trainer):
         self._watch = Watch()
         self._is_skipped = self._gave_up = False
         self._last_trouble = ""
+        self.not_finite = NotFinite()  # of the last evaluation
         self._begin_step()
         self.add_callback(_Steps(self))
 
@@ -80,7 +81,7 @@ class FiniteTrainer(Trainer):
         self._places.append(inputs.places)
         self._num_targets += 0 if inputs.is_filler else inputs.num_targets or inputs.num_groups * self._scores_pairs
         if inputs.advantages is not None:
-            self._signals.append((inputs.advantages != 0).any().to(loss.device))
+            self._signals.append(inputs.advantages.any().to(loss.device, torch.float32))
         return loss
 
     @property
@@ -90,22 +91,27 @@ class FiniteTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        losses = torch.stack(self._losses)
-        device, reported = losses.device, norm is not None
-        norm_here = torch.as_tensor(norm if reported else 0.0, device=device).float().reshape(1)
-        has_signal = torch.stack(self._signals).any() if self._signals else torch.tensor(True, device=device)
-        numbers = [losses.sum(), ~losses.isfinite().all(), ~norm_here.isfinite().all(), has_signal]
-        targets = torch.tensor([self._num_targets], device=device, dtype=torch.float32)
-        table = torch.cat([torch.stack([number.float() for number in numbers]), targets])
+        device, count = self._losses[0].device, len(self._losses)
+        norm_here = torch.as_tensor(1.0 if norm is None else norm, device=device).float()
+        own = torch.stack([*self._losses, norm_here, *self._signals])
         if self.args.world_size > 1:
-            table = self.accelerator.reduce(table, "sum")
-        loss, bad_losses, bad_norms, signal, targets_of_all, gradient_norm, *own = torch.cat(
-            [table, norm_here, losses]
-        ).tolist()
-        if bad_losses or bad_norms:
-            self._refuse("the loss" if bad_losses else "the norm of the gradient", own, bool(bad_losses))
+            # Processes may differ in their numbers of micro-batches, and in nothing that follows from these sums.
+            targets = torch.tensor(float(self._num_targets), device=device)
+            bad = [(~own[:count].isfinite()).any().float(), (~norm_here.isfinite()).float()]
+            sums = torch.stack([own[:count].sum(), *bad, own[count + 1 :].sum(), targets])
+            own = torch.cat([own, self.accelerator.reduce(sums, "sum")])
+        numbers = own.tolist()
+        losses, gradient_norm, signals = numbers[:count], numbers[count], numbers[count + 1 :][: len(self._signals)]
+        if self.args.world_size > 1:
+            loss, bad_loss, bad_norm, signal, num_targets = numbers[-5:]
         else:
-            self._accept(loss / self.args.world_size, gradient_norm if reported else 1.0, targets_of_all, bool(signal))
+            loss, bad_loss = sum(losses), not all(map(math.isfinite, losses))
+            bad_norm, signal, num_targets = not math.isfinite(gradient_norm), sum(signals), self._num_targets
+        if bad_loss or bad_norm:
+            self._refuse("the loss" if bad_loss else "the norm of the gradient", losses, bool(bad_loss))
+        else:
+            has_signal = bool(signal) or not self._signals
+            self._accept(loss / self.args.world_size, gradient_norm, num_targets, has_signal)
         return norm
 
     def _accept(self, loss: float, gradient_norm: float, num_targets: float, has_signal: bool) -> None:
@@ -203,7 +209,9 @@ class FiniteTrainer(Trainer):
         metrics = super().evaluate(*args, **kwargs)
         bad = [name for name, value in metrics.items() if not is_finite(value)]
         if bad:
-            self._warn("after step %d: not finite: %s (docs/%s)", self.state.global_step, ", ".join(bad), PAGE)
+            rows = together(self._rows(self.not_finite.places()), _ROWS_NAMED) or "none by itself"
+            values = (self.state.global_step, ", ".join(bad), rows, PAGE)
+            self._warn("step %d: not finite: %s; rows: %s (docs/%s)", *values)
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

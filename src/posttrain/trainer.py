@@ -35,6 +35,7 @@ from posttrain.sharding import is_sharded
 from posttrain.shares import eval_loader, train_loader
 from posttrain.stop_training import Stopping
 from posttrain.trainer_flags import PackedTrainer
+from posttrain.watch import NotFinite
 
 # Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
 TIMINGS = ("tokens_per_second", "step_time", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
@@ -317,6 +318,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         model.eval()
         num_samples = 0
         names: list[str] = []
+        self.not_finite = NotFinite()
         for inputs in dataloader:
             batch = self._prepare_inputs(inputs)
             loss = self.method.loss(batch, self.scorer(model, batch))
@@ -326,6 +328,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
                 one = (term.sum * term.coefficient, float(weights[term.divide_by]))
                 self.count(Loss((), {f"term {i}": one}), batch.is_filler)
             self.count(loss, batch.is_filler)
+            self.not_finite.add(torch.stack([term.sum for term in loss.terms]).sum(), batch.places)
             num_samples += 0 if batch.is_filler else batch.num_groups
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = self._pop_metrics()

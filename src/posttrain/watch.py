@@ -1,4 +1,4 @@
-"""Signs that training goes wrong, in numbers that are known anyway: losses that leap, gradients that are gone."""
+"""Signs that something is wrong: losses that leap, gradients that are gone, evaluation that is not finite."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 WINDOW = 50  # losses that a loss is compared with
 FEWEST = 20  # of them, before any is
@@ -94,6 +96,38 @@ def deviation_of(losses: list[float], median: float) -> float:
     """
     distance = statistics.median(abs(loss - median) for loss in losses)
     return max(1.4826 * distance, 0.02 + abs(median) / 20)
+
+
+class NotFinite:
+    """Where the rows stand of those batches of an evaluation whose loss is not finite.
+
+    Losses are looked at AT_ONCE at a time, so that a GPU is waited for now and then only.
+    """
+
+    AT_ONCE = 64
+
+    def __init__(self) -> None:
+        self._places: list[tuple[str, ...]] = []
+        self._waiting: list[tuple[torch.Tensor, tuple[str, ...]]] = []
+
+    def add(self, loss: torch.Tensor, places: tuple[str, ...]) -> None:
+        """Takes a batch.
+
+        Args:
+            loss: ().
+            places: of its rows.
+        """
+        self._waiting.append((loss, places))
+        if len(self._waiting) == self.AT_ONCE:
+            self.places()
+
+    def places(self) -> list[tuple[str, ...]]:
+        """Those of all batches so far."""
+        losses = torch.stack([loss for loss, _ in self._waiting]).tolist() if self._waiting else []
+        pairs = zip(self._waiting, losses, strict=True)
+        self._places += [places for (_, places), loss in pairs if not math.isfinite(loss)]
+        self._waiting = []
+        return self._places
 
 
 def is_finite(value: Any) -> bool:
