@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # docs/flags.md is made from the flags themselves and has a test of its own.
 GENERATED = {"docs/flags.md"}
 DOCUMENTS = [
-    *("README.md", "CONTRIBUTING.md", "skills/posttrain/SKILL.md"),
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "skills/posttrain/SKILL.md"),
     *sorted(
         name for name in (str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")) if name not in GENERATED
     ),

@@ -95,6 +95,12 @@ def test_the_search_finds_what_it_looks_for(line: str, tmp_path: Path, monkeypat
     assert len(unsafe(path)) == 1
 
 
+def test_the_tests_that_the_page_names_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 3 and not [name for name in named if f"def {name}(" not in tests]
+
+
 def test_the_loader_of_yaml_is_a_safe_one() -> None:
     assert issubclass(Loader, yaml.SafeLoader)
     for tag in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/module:os"):
@@ -111,33 +117,35 @@ def test_no_page_of_html_is_written() -> None:
 CODE = "from pathlib import Path\nPath({mark!r}).touch()\nclass Mine: pass\n"
 
 
-@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("flag", ["--model_name_or_path", "--reward_model_name_or_path"])
 def test_code_that_comes_with_a_model_does_not_run(
-    where: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, data = tiny.write_base(tmp_path / "model"), tiny.write_prompts(tmp_path / "rows.jsonl")
     hostile, mark = tiny.write_base(tmp_path / "hostile", seed=2), tmp_path / "it-ran"
-    about = json.loads((hostile / where).read_text())
-    about["auto_map"] = {
-        "AutoConfig": "mine.Mine",
-        "AutoModelForCausalLM": "mine.Mine",
-        "AutoTokenizer": ["mine.Mine"] * 2,
-    }
-    about["auto_map"]["AutoModelForSequenceClassification"] = "mine.Mine"
-    about |= {"model_type": "mine"} if where == "config.json" else {"tokenizer_class": "Mine"}
-    (hostile / where).write_text(json.dumps(about))
+    own = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine", "AutoTokenizer": ["mine.Mine", "mine.Mine"]}
+    edit(hostile / "config.json", model_type="mine", auto_map=own | {"AutoModelForSequenceClassification": "mine.Mine"})
+    edit(hostile / "tokenizer_config.json", tokenizer_class="Mine", auto_map=own)
     (hostile / "mine.py").write_text(CODE.format(mark=str(mark)), encoding="utf-8")
     names = {"--model_name_or_path": str(base), "--reward_funcs": "accuracy_reward"} | {flag: str(hostile)}
     words = [word for name, value in names.items() for word in (name, value)]
-    flags = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
-    flags += ["--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "2"]
-    code = main(["grpo", *words, *flags])
+    code = main(["grpo", *words, "--dataset_name", str(data), "--output_dir", str(tmp_path / "out")])
     said = capsys.readouterr().err
     assert not mark.exists()
-    # A tokenizer of a model type that is known is made without its code.
-    assert code == 2 or (where == "tokenizer_config.json" and code == 0), said
-    assert "Traceback" not in said
+    assert code == 2 and "Traceback" not in said, said
+
+
+def test_code_that_comes_with_a_tokenizer_does_not_run(tmp_path: Path) -> None:
+    """Of a type of model that is known, whose tokenizer is made without the code."""
+    base, mark = tiny.write_base(tmp_path / "model"), tmp_path / "it-ran"
+    edit(base / "tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["mine.Mine", "mine.Mine"]})
+    (base / "mine.py").write_text(CODE.format(mark=str(mark)), encoding="utf-8")
+    main(["inspect", str(tiny.write_prompts(tmp_path / "rows.jsonl")), "--model_name_or_path", str(base)])
+    assert not mark.exists()
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
 LISTENS = """
@@ -182,12 +190,10 @@ def test_what_runs_write_has_the_permissions_that_the_user_wants(mask: int, tmp_
         words += ["--metrics_file", str(tmp_path / "m/m.json"), "--plots_file", str(tmp_path / "p.csv")]
         words += ["--work_dir", str(tmp_path / "work"), "--log_completions", "--num_completions_to_print", "0"]
         tiny.run_policy("grpo", base, data, tmp_path / "out", *words, "--use_peft")
-        pairs = tiny.write_preference(tmp_path / "pairs.jsonl")
-        tiny.run("dpo", base, pairs, tmp_path / "dpo", "--precompute_ref_log_probs", "--max_steps", "1")
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.lstat().st_mode) for path in tmp_path.rglob("*")}
-    assert len(modes) > 50
+    assert len(modes) > 40
     odd = {path: oct(mode) for path, mode in modes.items() if mode != (0o777 if path.is_dir() else 0o666) & ~mask}
     assert odd == {}
 
