@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ def _serve(model: str) -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.AutoModelForCausalLM.from_pretrained(model)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # a fork shares what it never looks through again
+    warnings.filterwarnings(
+        "ignore", "This process .* is multi-threaded", DeprecationWarning
+    )  # none of these holds a lock
     for line in sys.stdin:
         print(json.dumps(_run(**json.loads(line))), flush=True)
 

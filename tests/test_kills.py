@@ -3,6 +3,7 @@ same bytes in the model folder, the same numbers in every file."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from kill_runs import VARIANTS, Campaign, run_of, write_material
 from kills import Server
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for what is left behind in /proc")
 KILLS = 20
 
 
