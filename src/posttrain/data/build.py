@@ -13,6 +13,7 @@ import numpy as np
 from posttrain.data import store
 from posttrain.data.arrange import Documents, arrange, packed_batches
 from posttrain.data.formats import parse_preference, parse_sft
+from posttrain.data.json_text import letters_in
 from posttrain.data.preference import tokenise_preference
 from posttrain.data.problems import Problems, RowError
 from posttrain.data.prompts import parse_prompt, tokenise_prompts
@@ -56,7 +57,7 @@ _COUNTED = {
     "reward": ("rows_dropped_pair_too_long",),
     "prompts": ("rows_dropped_long_prompt",),
 }
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE, _LETTERS_AT_ONCE = 1024, 2**25
 _SECONDS_BEFORE_BAR = 3.0
 _PLACES_SHOWN = 3
 
@@ -145,7 +146,7 @@ def tokenised_batches(
         options: what to make of them.
         totals: is told of everything.
     """
-    while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+    while batch := list(_at_once(rows)):
         totals.counts["rows_read"] += len(batch)
         if totals.problems:
             check_rows(batch, kind, options, totals.problems)
@@ -156,6 +157,17 @@ def tokenised_batches(
         totals.add(result)
         if result.columns and not totals.problems:
             yield result.columns
+
+
+def _at_once(rows: Iterator[Row]) -> Iterator[Row]:
+    """So many of the next rows as are tokenised together; fewer of long ones, whose tokens take many times their
+    memory."""
+    letters = 0
+    for row in itertools.islice(rows, _ROWS_AT_ONCE):
+        yield row
+        letters += letters_in(row.columns)
+        if letters > _LETTERS_AT_ONCE:
+            return
 
 
 def counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[str]) -> Iterator[Columns]:

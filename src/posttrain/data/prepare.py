@@ -126,11 +126,12 @@ def check(config: CommonConfig, kind: str) -> set[str]:
     for role in roles:
         source = open_source(config, role)
         for name, rows_of_one in _undivided(source) if source is not None else ():
-            rows = list(itertools.islice(rows_of_one, _ROWS_CHECKED_EARLY))
-            problems = Problems()
-            check_rows(rows, kind, options_of(config, kind, role), problems)
-            problems.raise_if_any(name, f"the first {len(rows):,} rows")
-            columns.update(name for row in rows for name in row.columns)
+            options, problems, number = options_of(config, kind, role), Problems(), 0
+            for row in itertools.islice(rows_of_one, _ROWS_CHECKED_EARLY):
+                check_rows([row], kind, options, problems)
+                columns.update(row.columns)
+                number += 1
+            problems.raise_if_any(name, f"the first {number:,} rows")
     return columns
 
 

@@ -20,7 +20,7 @@ from posttrain.errors import UserError
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 SUFFIXES = (*TEXT_SUFFIXES, *(suffix + ".gz" for suffix in TEXT_SUFFIXES), ".parquet")
-_PARQUET_BATCH = 1024  # rows decoded at a time
+_PARQUET_ROWS, _PARQUET_BYTES = 1024, 2**26  # decoded at a time
 
 
 class Row(NamedTuple):
@@ -141,6 +141,12 @@ def _check_header(names: Iterable[str], path: Path) -> None:
         raise UserError(f"{path}: two columns are called {shortened(twice[0])!r}; give one of them another name")
 
 
+def _rows_at_once(about: Any) -> int:
+    """Fewer rows where they are large."""
+    sizes = [about.row_group(number).total_byte_size for number in range(about.num_row_groups)]
+    return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES * about.num_rows // max(1, sum(sizes))))
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
@@ -150,7 +156,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_header(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
+            for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata)):
                 for columns in batch.to_pylist():
                     number += 1
                     yield Row(f"{path} row {number}", columns)

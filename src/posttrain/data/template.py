@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
-from posttrain.data.json_text import shortened
+from posttrain.data.json_text import letters_in, shortened
 from posttrain.data.problems import RowError
 from posttrain.errors import UserError
 
@@ -103,7 +103,7 @@ def within_limits(render: Callable[[], str], said: Any) -> str:
     except Exception as error:  # a template is a program of its own: it may raise anything
         reason = shortened(str(error), 300) or type(error).__name__
         raise RowError("the chat template cannot render it", f"{reason}; change the row or the template") from error
-    if len(text) > FREE_LETTERS and len(text) > LETTERS_FOR_ONE * _letters(said):
+    if len(text) > FREE_LETTERS and len(text) > LETTERS_FOR_ONE * letters_in(said):
         raise _beyond(
             f"it makes {len(text):,} characters of one conversation, more than {LETTERS_FOR_ONE} times what that says"
         )
@@ -113,15 +113,6 @@ def within_limits(render: Callable[[], str], said: Any) -> str:
 def _beyond(reason: str) -> RowError:
     detail = f"{reason}; mend the template, or give another one with --chat_template_path"
     return RowError("the chat template goes beyond its limits", detail, is_last=True)
-
-
-def _letters(value: Any) -> int:
-    """Characters of all text in a value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_letters(key) + _letters(item) for key, item in value.items())
-    return sum(map(_letters, value)) if isinstance(value, list | tuple) else 0
 
 
 def template_of(tokenizer: Any, tools: list[Any] | None) -> str:
