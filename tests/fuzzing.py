@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 from helpers_data import MARKED_TEMPLATE, make_tokenizer
@@ -26,6 +27,7 @@ from posttrain.data.prompts import tokenise_prompts
 from posttrain.data.readers import Row, read_rows
 from posttrain.data.reward import tokenise_reward
 from posttrain.data.sft import tokenise_sft
+from posttrain.data.tables import open_saved
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
 from posttrain.inspection.rows import describe_columns, duplicates
@@ -102,6 +104,31 @@ def read_file(given: tuple[str, bytes]) -> None:
             return
         assert rows and all(isinstance(row.columns, dict) and row.place.startswith(str(path)) for row in rows)
         understand(rows)
+
+
+@st.composite
+def changes(draw: Any) -> list[tuple[int, int, bytes]]:
+    """Where bytes of a file are replaced, how many, and by which."""
+    return draw(st.lists(st.tuples(st.integers(0, 900), st.integers(0, 40), st.binary(max_size=9)), max_size=4))
+
+
+def read_saved(given: tuple[str, list[tuple[int, int, bytes]]]) -> None:
+    """Only a UserError; else rows."""
+    kind, edits = given
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "saved"
+        datasets.Dataset.from_list([{"text": "a", "n": 1}, {"text": None, "n": 2}]).save_to_disk(str(folder))
+        path = next(path for path in sorted(folder.iterdir()) if kind in path.name)
+        data = bytearray(path.read_bytes())
+        for start, length, new in edits:
+            data[start % len(data) : start % len(data) + length] = new
+        path.write_bytes(bytes(data))
+        try:
+            source = open_saved(folder, streamed=False)
+            source.digest()
+            understand(list(source.rows()))
+        except UserError as error:
+            assert len(str(error)) < LONGEST_MESSAGE
 
 
 LETTERS = st.text(st.characters(), max_size=8) | st.sampled_from(
@@ -247,4 +274,7 @@ TARGETS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "YAML": (st.tuples(METHOD, YAML), read_yaml),
 }
 # Arrow's own C++ reads these: a crash would end the process, so the test leaves them to benchmarks/fuzz.py.
-BINARY_TARGETS = {"Parquet files": (damaged((".parquet",)), read_file)}
+BINARY_TARGETS = {
+    "Parquet files": (damaged((".parquet",)), read_file),
+    "saved folders": (st.tuples(st.sampled_from(["data", "state", "info"]), changes()), read_saved),
+}
