@@ -194,6 +194,18 @@ def test_a_run_that_has_nothing_else_ends_with_a_checkpoint(
     assert state["global_step"] == 9 and state["log_history"][-1]["nonfinite_steps"] == 6
 
 
+def test_the_checkpoint_that_is_named_is_not_removed_for_the_best_one(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, [2, 3])
+    words = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--save_strategy", "steps"]
+    words += ["--save_steps", "1", "--load_best_model_at_end", "--save_total_limit", "1", "--max_nonfinite_steps", "2"]
+    with pytest.raises(AssertionError):
+        run("sft", base, rows, tmp_path / "out", *STEPS, *words)
+    assert f"{tmp_path / 'out' / 'checkpoint-3'} holds the model" in capsys.readouterr().err
+    assert (tmp_path / "out" / "checkpoint-3" / "model.safetensors").is_file()
+
+
 def test_what_has_been_counted_goes_on_from_a_checkpoint(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,28 +218,6 @@ def test_what_has_been_counted_goes_on_from_a_checkpoint(
     names = ("loss", "entropy", "nonfinite_steps")
     assert curve(resumed, *names) == curve(whole, *names) != []
     assert resumed["log_history"][-1]["train_loss"] == whole["log_history"][-1]["train_loss"]
-
-
-@pytest.mark.parametrize("optim", ["galore_adamw_layerwise", "lomo"])
-def test_what_cannot_be_taken_back_ends_the_run_at_once(
-    optim: str, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """Optimizers that update in the backward pass; their packages need not be there for this."""
-    spoil(monkeypatch, [2])
-    plain = PostTrainer._is_applied_already.fget
-    assert plain is not None
-
-    def asked_of_another(self: PostTrainer) -> bool:
-        with monkeypatch.context() as patch:
-            patch.setattr(self.args, "optim", optim)
-            return bool(plain(self))
-
-    monkeypatch.setattr(PostTrainer, "_is_applied_already", property(asked_of_another))
-    with pytest.raises(AssertionError):
-        run("sft", base, rows, tmp_path / "out", *STEPS)
-    said = capsys.readouterr().err
-    assert "step 2: the loss is not finite" in said and "the weights are spoilt" in said
-    assert not list(tmp_path.glob("out/checkpoint-*")) and not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_evaluation_that_is_not_finite_is_reported_and_never_the_best(

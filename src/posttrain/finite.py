@@ -182,14 +182,8 @@ class FiniteTrainer(Trainer):
         self._gave_up |= self._in_a_row >= self.method.config.max_nonfinite_steps
         return self._gave_up
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; see transformers.Trainer.train.
-
-        Raises:
-            RunFailed: `--max_nonfinite_steps` in a row were not finite; there is a checkpoint.
-        """
-        result = super().train(*args, **kwargs)
-        if self._gave_up:
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._gave_up:  # before a best model is loaded, and checkpoints removed in its favour
             checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             raise RunFailed(
                 f"{self._in_a_row} steps in a row were not finite and have not been applied (--max_nonfinite_steps "
@@ -200,7 +194,7 @@ class FiniteTrainer(Trainer):
                 "of --fp16, and a new --output_dir",
                 PAGE,
             )
-        return result
+        return super()._finalize_training(*args, **kwargs)
 
     # -- evaluation
 

@@ -1,4 +1,5 @@
-"""A loss scaler, as `--fp16` has one: what it skips to find its scale does not count, what is not finite does."""
+"""Where something else than the trainer steps. A loss scaler, as `--fp16` has one: what it skips to find its scale does
+not count, what is not finite does. Optimizers that update before the gradient is known."""
 
 from __future__ import annotations
 
@@ -82,3 +83,25 @@ def test_a_loss_that_is_not_finite_counts_at_any_scale(
     assert rates == sorted(set(rates), reverse=True)
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw_layerwise", "lomo"])
+def test_what_cannot_be_taken_back_ends_the_run_at_once(
+    optim: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Optimizers that update in the backward pass; their packages need not be there for this."""
+    spoil(monkeypatch, [2])
+    plain = PostTrainer._is_applied_already.fget
+    assert plain is not None
+
+    def asked_of_another(self: PostTrainer) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(self.args, "optim", optim)
+            return bool(plain(self))
+
+    monkeypatch.setattr(PostTrainer, "_is_applied_already", property(asked_of_another))
+    with pytest.raises(AssertionError):
+        run("sft", base, write_sft(tmp_path / "rows.jsonl"), tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "step 2: the loss is not finite" in said and "the weights are spoilt" in said
+    assert not list(tmp_path.glob("out/checkpoint-*")) and not (tmp_path / "out" / "model.safetensors").exists()
