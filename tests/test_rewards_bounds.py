@@ -113,7 +113,6 @@ def score(completions, **columns):
     ("how", "workers", "says"),
     [
         ("raise ValueError('gone')", "1", "ValueError: gone"),
-        ("import os; os._exit(0)", "1", "its process ended with exit code 0"),
         ("import sys; sys.exit(0)", "0", "SystemExit: 0"),
         ("return []", "0", "returned 0 rewards for 8 completions"),
     ],
@@ -129,13 +128,12 @@ def test_a_reward_that_dies_on_the_way_ends_the_run_with_its_checkpoints(
     assert_whole(tmp_path / "out", said)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "def score(completions, **c): exit()"])
 def test_a_reward_that_never_works_is_a_mistake(
-    text: str, workers: str, base: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    text: str, base: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mine = write(tmp_path / "mine.py", text)
-    flags = ["--reward_funcs", mine, "--reward_workers", workers, "--max_reward_failures", "2"]
+    flags = ["--reward_funcs", mine, "--max_reward_failures", "2"]  # in the process that trains
     assert train(base, tmp_path / "out", *flags) == 2
     said = capfd.readouterr().err
     assert "SystemExit" in said and "Traceback" not in said
