@@ -10,13 +10,14 @@ import pytest
 from corpus import config_files, flags
 from tiny import write_base, write_preference, write_prompts, write_sft
 
+import posttrain.training  # noqa: F401 (its imports take longer than any case may)
 from posttrain.cli import main
 from posttrain.config import parse_command_line
 from posttrain.errors import report_mistakes
 from posttrain.experiment.params import stage_config
 from posttrain.launch import launcher_command
 
-SECONDS = 20
+SECONDS = 60  # on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    import posttrain.methods
-    import posttrain.methods.reward
-
     def refuse(*args: object) -> None:
         raise AssertionError("weights are being loaded")
 
-    monkeypatch.setattr(posttrain.methods, "load_causal_model", refuse)
-    monkeypatch.setattr(posttrain.methods.reward, "load_reward_model", refuse)
+    monkeypatch.setattr("posttrain.methods.load_causal_model", refuse)
+    monkeypatch.setattr("posttrain.methods.reward.load_reward_model", refuse)
 
 
 @pytest.fixture(autouse=True)

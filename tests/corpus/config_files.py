@@ -55,7 +55,7 @@ FLAGS: dict[str, tuple[bytes, list[str]]] = {
     "UTF-16 without a mark": ("seed: 1\n".encode("utf-16-le"), ["not YAML"]),
     "UTF-32": ("seed: 1\n".encode("utf-32"), ["not UTF-8"]),
     "an image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), ["not UTF-8"]),
-    "10 MB": (b"# " + b"x" * 10_000_000 + b"\nseed: 1\n", ["larger than 1,024 KiB"]),
+    "10 MB": (b"# " + b"x" * 10_000_000 + b"\nseed: 1\n", ["larger than 256 KiB"]),
     "nested very deep": (b"lr_scheduler_kwargs: " + b"[" * 3_000 + b"]" * 3_000 + b"\n", ["nested too deep"]),
     "mappings nested very deep": (
         b"lr_scheduler_kwargs: " + b"{a: " * 3_000 + b"1" + b"}" * 3_000,

@@ -9,8 +9,8 @@ import yaml
 from posttrain.errors import UserError
 
 TAG = "tag:yaml.org,2002:"
-# Settings are some kilobytes, of some levels; the parser takes a minute for 10 MB, and a stack has an end.
-MOST_BYTES, MOST_VALUES = 2**20, 100_000
+# Settings are some kilobytes, of some levels; the parser takes seconds for 256 KiB, and a stack has an end.
+MOST_BYTES, MOST_VALUES = 2**18, 100_000
 
 
 class Loader(yaml.SafeLoader):
