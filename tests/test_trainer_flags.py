@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 from torch import nn
@@ -21,7 +22,7 @@ from posttrain.cli import main
 from posttrain.config import parse_command_line
 from posttrain.errors import UserError
 from posttrain.scoring import Scorer
-from posttrain.trainer_flags import EmbeddingNoise, LengthGroups, tokens_of_sequences, with_lengths
+from posttrain.trainer_flags import EmbeddingNoise, LengthGroups, Shuffled, tokens_of_sequences, with_lengths
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,18 @@ def test_schedules_that_take_settings(tmp_path: Path) -> None:
     values = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     for name, settings in (("warmup_stable_decay", {"num_decay_steps": 5}), ("cosine_with_min_lr", {"min_lr": 1e-6})):
         assert checked_arguments(values | {"lr_scheduler_type": name, "lr_scheduler_kwargs": settings}, {})
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_rows_are_shuffled_as_accelerate_does(seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posttrain.trainer_flags._PIECE", 4)
+    torch.manual_seed(11)
+    theirs, own = SeedableRandomSampler(range(13), data_seed=seed), Shuffled(range(13), seed)
+    for epoch in range(3):
+        theirs.set_epoch(epoch)
+        own.set_epoch(epoch)
+        assert list(own) == list(theirs)
+    assert len(own) == 13
 
 
 def test_rows_by_length_in_an_order_of_the_seed_and_the_epoch() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -20,6 +20,7 @@ from posttrain.errors import UserError
 
 # The columns of tokenised rows that hold tokens.
 TOKEN_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+_PIECE = 2**14
 
 
 class PackedTrainer(Trainer):
@@ -45,7 +46,9 @@ class PackedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The order of rows; that by length comes from the seed and the epoch, whatever else has been drawn."""
         if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
+            sampler = super()._get_train_sampler(train_dataset)
+            is_plain = type(sampler) is RandomSampler and self.args.accelerator_config.use_seedable_sampler
+            return Shuffled(sampler.data_source, self.args.data_seed) if is_plain else sampler
         rows = self.train_dataset if train_dataset is None else train_dataset
         together = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -86,7 +89,32 @@ def with_lengths(rows: Dataset, column: str) -> Dataset:
     counts = [pc.list_value_length(table[name]).to_numpy() for name in TOKEN_COLUMNS if name in table.column_names]
     lengths = pa.array(np.sum(counts, axis=0).astype(np.int64))
     rows = rows.remove_columns(column) if column in rows.column_names else rows
-    return rows.add_column(column, lengths.to_pylist())
+    return rows.add_column(column, lengths.to_numpy())
+
+
+class Shuffled(Sampler[int]):
+    """Rows in the order of accelerate's SeedableRandomSampler, which holds it as a list of as many Python integers.
+
+    Args:
+        rows: as many as there are.
+        seed: with the number of the epoch, decides; None = what torch was seeded with.
+    """
+
+    def __init__(self, rows: Sized, seed: int | None):
+        self.rows, self.epoch = rows, 0
+        self.seed = torch.initial_seed() if seed is None else seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        for piece in order.split(_PIECE):
+            yield from piece.tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of another epoch."""
+        self.epoch = epoch
 
 
 class LengthGroups(Sampler[int]):
