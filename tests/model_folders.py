@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -139,3 +142,106 @@ def edit_tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path
 
 def edit_settings(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "tokenizer_config.json", **changes)
+
+
+class Case(NamedTuple):
+    """A broken folder.
+
+    Args:
+        change: breaks a whole folder.
+        said: in the message.
+        flags: of the command line, besides the needed ones.
+        method: of the command line.
+        loads: whether it is known only once weights are read.
+    """
+
+    change: Callable[[Path], object]
+    said: list[str]
+    flags: tuple[str, ...] = ()
+    method: str = "sft"
+    loads: bool = False
+
+
+def setting(name: str, value: float) -> Callable[[Path], None]:
+    """One number of a tensor."""
+    return edit_weights(lambda weights: weights[name].reshape(-1).__setitem__(7, value))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return edit_weights(lambda weights: weights.pop(name))
+
+
+def of_shape(name: str, *shape: int) -> Callable[[Path], None]:
+    return edit_weights(lambda weights: weights.update({name: np.ones(shape, np.float32)}))
+
+
+def cut(name: str, count: int) -> Callable[[Path], None]:
+    """A file that ends early."""
+
+    def make(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) - count])
+
+    return make
+
+
+def replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else where the folder was."""
+
+    def change(folder: Path) -> None:
+        shutil.rmtree(folder)
+        make(folder)
+
+    return change
+
+
+def linked_in_a_circle(folder: Path) -> None:
+    other = folder.with_name("other")
+    other.symlink_to(folder)
+    folder.symlink_to(other)
+
+
+def pickled(name: str) -> Callable[[Path], None]:
+    """Weights that leave a file `was-read` when they are read by somebody who trusts them."""
+
+    def make(folder: Path) -> None:
+        class Trap:
+            def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+                return os.system, (f"touch '{folder}/was-read'",)
+
+        (folder / name).write_bytes(pickle.dumps(Trap()))
+
+    return make
+
+
+def adapter_of_adapter(folder: Path) -> None:
+    as_adapter()(folder)
+    other = folder.with_name("inner")
+    shutil.copytree(folder, other)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(other))
+
+
+def manifest(folder: Path, size: int | None = None, sha256: str | None = None) -> None:
+    file = folder / "model.safetensors"
+    about = {"size": file.stat().st_size if size is None else size}
+    about["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest() if sha256 is None else sha256
+    (folder / "manifest.json").write_text(json.dumps({"files": {file.name: about}}))
+
+
+def void_append(file: Path, more: bytes) -> None:
+    file.write_bytes(file.read_bytes() + more)
+
+
+def beside(folder: Path, change: Callable[[Path], object]) -> None:
+    """A broken copy, the folder itself whole."""
+    other = folder.with_name(folder.name + "2")
+    shutil.copytree(folder, other)
+    change(other)
+
+
+def pickled_beside(folder: Path) -> None:
+    beside(folder, both(as_classifier(), remove("model.safetensors"), pickled("pytorch_model.bin")))
+
+
+def cut_beside(folder: Path) -> None:
+    beside(folder, both(as_classifier(), cut("model.safetensors", 10)))

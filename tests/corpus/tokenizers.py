@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from corpus.folders import Case
-from model_folders import both, edit_settings, edit_tokenizer, remove, write
+from model_folders import Case, both, edit_settings, edit_tokenizer, remove, write
 
 JSON, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 NONE = "no tokenizer can be loaded"
