@@ -65,8 +65,8 @@ def look(root: int, began: float) -> Moment | None:
     return Moment(time.monotonic() - began, own / 1024, resident / 1024, files) if resident else None
 
 
-def run(words: list[str], folder: Path) -> list[Moment]:
-    """Runs `posttrain WORDS` and looks at it a few times a second."""
+def run(words: list[str], folder: Path, every: float = 1.0) -> list[Moment]:
+    """Runs `posttrain WORDS` and looks at it again and again, after so many seconds each."""
     began = time.monotonic()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "POSTTRAIN_CACHE": str(folder / "cache")}
     with open(folder / "log", "w", encoding="utf-8") as log:
@@ -76,7 +76,7 @@ def run(words: list[str], folder: Path) -> list[Moment]:
         moments = []
         while process.poll() is None:
             moments.append(look(process.pid, began))
-            time.sleep(0.2)
+            time.sleep(every)
     if process.returncode:
         raise SystemExit((folder / "log").read_text(encoding="utf-8")[-3000:])
     return [moment for moment in moments if moment is not None]
@@ -104,7 +104,7 @@ def preferences(folder: Path, counts: list[int]) -> None:
         for way, words in (("mapped", []), ("mapped, second run", []), ("streamed", ["--dataset_streaming"])):
             data = ["--dataset_name", "pairs.jsonl", "--model_name_or_path", "base", "--max_steps", "5"]
             out = ["--output_dir", f"out-{way}-{count}", "--per_device_train_batch_size", "8"]
-            moments = run(["dpo", *data, *out, *COMMON, *words], folder)
+            moments = run(["dpo", *data, *out, *COMMON, *words], folder, every=0.2)
             own, resident = (max(getattr(moment, name) for moment in moments) for name in ("own", "resident"))
             print(
                 f"| {count:,} | {size_of_file(folder / 'pairs.jsonl'):.0f} | {way} | {moments[-1].seconds:.0f} | "
