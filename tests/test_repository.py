@@ -24,7 +24,7 @@ LAYERS = [
     | {"checkpoint_trainer", "stop_training", "publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
-    | {"adapters", "quantisation", "positions", "model_check"},
+    | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop"},
 ]

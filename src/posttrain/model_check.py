@@ -1,13 +1,13 @@
-"""Whether a model's files fit its config, known before a weight is read; and whether what was read is a whole model."""
+"""Whether a model's files and its tokenizer fit its config, known before a weight is read."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -23,15 +23,13 @@ from posttrain.checkpoints import check_model_folder
 from posttrain.config.model_files import PAGE, Shapes, shapes_of
 from posttrain.config.paths import adapter_base
 from posttrain.errors import UserError
+from posttrain.loaded_model import is_layer, refuse_missing, some, without_numbers
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from posttrain.config import CommonConfig
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 3
 _MOST_NEW_TOKENS = 1000
 # Names of the last layer of a classifier; peft's too, for what it saves with an adapter of one.
 HEADS = ("score", "classifier")
@@ -125,15 +123,15 @@ def check_vocabulary(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -
     special = {token.content for token in tokenizer.added_tokens_decoder.values()}
     words = sorted((number, token) for number, token in beyond if token not in special)
     if words or len(beyond) > _MOST_NEW_TOKENS or max(beyond)[0] >= rows + _MOST_NEW_TOKENS:
-        some = _some([f"{token!r} ({number})" for number, token in words or sorted(beyond)])
+        shown = some([f"{token!r} ({number})" for number, token in words or sorted(beyond)])
         raise UserError(
             f"--model_name_or_path {name}: its config.json tells of {rows:,} embeddings (vocab_size), and its "
-            f"tokenizer has tokens beyond: {some}; they are not of the same model",
+            f"tokenizer has tokens beyond: {shown}; they are not of the same model",
             PAGE,
         )
     if os.environ.get("RANK", "0") == "0":
-        some = _some([token for _, token in sorted(beyond)])
-        logger.warning("%s: tokens without an embedding, which get new, random ones: %s", name, some)
+        shown = some([token for _, token in sorted(beyond)])
+        logger.warning("%s: tokens without an embedding, which get new, random ones: %s", name, shown)
 
 
 def check_language_model(what: str, about: PreTrainedConfig) -> None:
@@ -225,13 +223,13 @@ def check_shapes(what: str, model: PreTrainedModel, shapes: Shapes, new: Iterabl
                 "config.json; they are not of the same model",
                 PAGE,
             )
-    patterns = _without_numbers(own)
+    patterns = without_numbers(own)
     ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    beyond = [name for name in strange if _is_layer(name) and _without_numbers([name, prefix + name]) & patterns]
+    beyond = [name for name in strange if is_layer(name) and without_numbers([name, prefix + name]) & patterns]
     beyond = [name for name in beyond if not any(pattern.search(name) for pattern in ignored)]
     if beyond:
         raise UserError(
-            f"{what}: its files hold {_some(beyond)}, which its config.json has no layer for; they are not of the same "
+            f"{what}: its files hold {some(beyond)}, which its config.json has no layer for; they are not of the same "
             "model",
             PAGE,
         )
@@ -241,106 +239,6 @@ def check_shapes(what: str, model: PreTrainedModel, shapes: Shapes, new: Iterabl
     persistent = set(model.state_dict()) & set(dict(model.named_parameters(remove_duplicate=False)))
     missing = [name for name in persistent if id(own[name]) not in there and name.split(".")[0] not in new]
     refuse_missing(what, missing)
-
-
-def check_loaded(what: str, model: PreTrainedModel, info: Mapping[str, Any], new: Iterable[str] = ()) -> None:
-    """Check what transformers says of a model that it has loaded, and its numbers.
-
-    Args:
-        what: the flag and its value.
-        model: as loaded.
-        info: the loading info of from_pretrained.
-        new: the first words of names that may have been missing.
-
-    Raises:
-        UserError: weights were missing, and would be random; or are not finite.
-    """
-    for name, found, wanted in sorted(info.get("mismatched_keys") or ()):
-        raise UserError(
-            f"{what}: {name} has the shape {list(found)} in its files, and {list(wanted)} by its config.json; they are "
-            "not of the same model",
-            PAGE,
-        )
-    refuse_missing(what, [name for name in info["missing_keys"] if name.split(".")[0] not in new])
-    unexpected = sorted(info["unexpected_keys"])
-    patterns = _without_numbers(name for name, _ in model.named_parameters())
-    beyond = [name for name in unexpected if _is_layer(name) and _without_numbers([name]) & patterns]
-    if beyond:
-        raise UserError(f"{what}: its files hold {_some(beyond)}, which its config.json has no layer for", PAGE)
-    if unexpected and not new:
-        logger.warning("%s: not part of the model, and left out: %s", what, _some(unexpected))
-    check_finite(what, model)
-
-
-def check_loaded_adapter(what: str, model: PeftModel, shapes: Shapes) -> None:
-    """Raise for an adapter of which a part was left out, or is missing.
-
-    Args:
-        what: the flag and its value.
-        model: its base, with the adapter.
-        shapes: of the tensors in the adapter's file.
-    """
-    from peft import get_peft_model_state_dict
-
-    own = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if ".lora_" in name}
-    there = {name for name in shapes if ".lora_" in name}
-    if there - own:
-        raise UserError(
-            f"{what}: its base has no place for {_some(sorted(there - own))}; the adapter was made for another model "
-            "(base_model_name_or_path in its adapter_config.json)",
-            PAGE,
-        )
-    refuse_missing(what, own - there)
-    check_finite(what, model)
-
-
-def refuse_missing(what: str, missing: Iterable[str]) -> None:
-    """Raise for weights that are not in a model's files, and would be random.
-
-    Args:
-        what: the flag and its value.
-        missing: their names.
-    """
-    names = sorted(missing)
-    if names:
-        raise UserError(
-            f"{what}: weights are missing: {_some(names)}; they would be random. Copy or download the model again", PAGE
-        )
-
-
-@torch.no_grad()
-def check_finite(what: str, model: torch.nn.Module) -> None:
-    """Raise for a weight that is NaN or infinite: nothing can be learnt from it, and every loss would be the same.
-
-    Args:
-        what: the flag and its value.
-        model: as loaded; tensors that are elsewhere (meta) or quantised are not looked at.
-    """
-    bad = []
-    for name, value in model.named_parameters():
-        if value.is_floating_point() and value.dtype.itemsize > 1 and not value.is_meta and value.numel():
-            ends = torch.stack(torch.aminmax(value.detach()))  # NaN if any is; one pass, and no copy
-            if not bool(torch.isfinite(ends).all()):
-                bad.append(name)
-    if bad:
-        raise UserError(
-            f"{what}: its weights are not all finite numbers (NaN or infinite): {_some(bad)}; take the model as it "
-            "was before it diverged, or copy it again",
-            PAGE,
-        )
-
-
-def _is_layer(name: str) -> bool:
-    return any(word.isdigit() for word in name.split("."))
-
-
-def _without_numbers(names: Iterable[str]) -> set[str]:
-    return {re.sub(r"\.\d+\.", ".N.", name) for name in names}
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from posttrain.config.model_files import PAGE, shapes_of
 from posttrain.config.paths import adapter_on_adapter
 from posttrain.errors import UserError, is_out_of_memory
 from posttrain.hub import explain, is_on_hub
-from posttrain.model_check import check_loaded, check_loaded_adapter
+from posttrain.loaded_model import check_loaded, check_loaded_adapter
 from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
 
 if TYPE_CHECKING:

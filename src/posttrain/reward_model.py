@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from posttrain.config.model_files import shapes_of
 from posttrain.config.paths import adapter_on_adapter, no_score_head
 from posttrain.errors import UserError, is_out_of_memory
-from posttrain.model_check import HEADS, check_classifier, check_loaded, check_loaded_adapter
+from posttrain.loaded_model import check_loaded, check_loaded_adapter
+from posttrain.model_check import HEADS, check_classifier
 from posttrain.models import (
     LOADING_ERRORS,
     adapter_folder,
