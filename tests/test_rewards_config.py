@@ -1,5 +1,6 @@
 """Mistakes in what is named as a reward: all of them told before torch is imported."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from helpers_rewards import batch_of, column, config_of, message, rewards_of, write_functions
 
 from posttrain.config.fields import flags_of
@@ -196,15 +198,12 @@ def test_the_page_on_rewards_holds(tmp_path: Path, repository: Path) -> None:
 
 def test_a_language_model_gives_no_scores(tmp_path: Path) -> None:
     """Its config tells so; one with weights that are no language model's alone may."""
-    (tmp_path / "model.safetensors").touch()
-    for kinds, expected in [
-        ('["Qwen2ForCausalLM"]', True),
-        ('["Qwen2ForSequenceClassification"]', False),
-        ("5", False),
-    ]:
-        (tmp_path / "config.json").write_text(f'{{"architectures": {kinds}}}' if kinds != "5" else kinds)
+    model = tiny.write_base(tmp_path / "model")
+    about = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    for kind, expected in [("Qwen2ForCausalLM", True), ("Qwen2ForSequenceClassification", False)]:
+        (model / "config.json").write_text(json.dumps(about | {"architectures": [kind]}), encoding="utf-8")
         if expected:
-            told = mistake(reward_model_name_or_path=str(tmp_path))
-            assert f"--reward_model_name_or_path {tmp_path}: it has no score head" in told
+            told = mistake(reward_model_name_or_path=str(model))
+            assert f"--reward_model_name_or_path {model}: it has no score head" in told
         else:
-            check_rewards(config_of(reward_model_name_or_path=str(tmp_path)))
+            check_rewards(config_of(reward_model_name_or_path=str(model)))

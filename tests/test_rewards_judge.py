@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = step.removeprefix("say ") if step.startswith("say ") else f"So.\n**Score:** {len(question)}"
         good = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}).encode()
         if step == "slow":
-            time.sleep(0.6)
+            time.sleep(1.5)
         if step.isdecimal():
             self.reply(int(step), f"no: your key {self.headers['Authorization']}".encode())
         elif step == "cut off":
@@ -104,7 +104,7 @@ def rubric(tmp_path: Path) -> str:
 
 def judged(server: Server, rubric: str, cache: Path, *completions: str, **flags: Any) -> tuple[list[float | None], int]:
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    settings: dict[str, Any] = {"judge_rubric": rubric, "cache_dir": str(cache), "judge_timeout": 0.4} | flags
+    settings: dict[str, Any] = {"judge_rubric": rubric, "cache_dir": str(cache), "judge_timeout": 30.0} | flags
     with rewards_of("judge:org/wise", judge_base_url=url, **settings) as rewards:
         assert rewards.names == ["judge_wise"]
         return column(rewards.submit(batch_of(completions)).result()), rewards.num_failures
@@ -136,7 +136,7 @@ def test_questions_and_answers(server: Server, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("step", ["500", "503", "408", "slow", "cut off", "garbage", "hang up"])
 def test_what_may_pass_is_tried_again(server: Server, rubric: str, tmp_path: Path, step: str) -> None:
     server.script = [step, step]
-    assert judged(server, rubric, tmp_path, "abc") == ([3.0], 0)
+    assert judged(server, rubric, tmp_path, "abc", judge_timeout=1.0 if step == "slow" else 30.0) == ([3.0], 0)
     assert len(server.requests) == 3
 
 
