@@ -92,7 +92,20 @@ def test_missing_chat_template(base: Path, tmp_path: Path, capsys: pytest.Captur
     model = write_base(tmp_path / "model")
     (model / "chat_template.jinja").unlink()
     data = write_sft(tmp_path / "rows.jsonl")
-    assert main(["sft", "--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", "o"]) == 2
+    assert (
+        main(
+            [
+                "sft",
+                "--model_name_or_path",
+                str(model),
+                "--dataset_name",
+                str(data),
+                "--output_dir",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 2
+    )
     assert "--chat_template_path" in capsys.readouterr().err
 
 
@@ -103,7 +116,20 @@ def test_a_model_folder_with_something_missing(
     model = write_base(tmp_path / "model")
     (model / missing).unlink()
     data = write_sft(tmp_path / "rows.jsonl")
-    assert main(["sft", "--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", "o"]) == 2
+    assert (
+        main(
+            [
+                "sft",
+                "--model_name_or_path",
+                str(model),
+                "--dataset_name",
+                str(data),
+                "--output_dir",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 2
+    )
     assert str(model) in capsys.readouterr().err
 
 
@@ -131,6 +157,11 @@ def test_mistakes_of_all_rows_are_counted(base: Path, tmp_path: Path, capsys: py
     """The first offenders are shown, with how many there are."""
     rows = [pair() if i % 3 else pair("same", "same") for i in range(30)]
     data = text(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["dpo", "--model_name_or_path", str(base), "--dataset_name", str(data), "--output_dir", "o"]) == 2
+    assert (
+        main(
+            ["dpo", "--model_name_or_path", str(base), "--dataset_name", str(data), "--output_dir", str(tmp_path / "o")]
+        )
+        == 2
+    )
     message = capsys.readouterr().err
     assert "line 1" in message and "10" in message

@@ -10,7 +10,6 @@ from posttrain.config.common import DatasetSource
 from posttrain.errors import UserError
 from posttrain.hub_access import check_readable
 
-
 EMPTY = (2).to_bytes(8, "little") + b"{}"  # weights: the length of a header, and a header of nothing
 
 
