@@ -25,7 +25,7 @@ HARMLESS = "def score(completions): return [len(one) for one in completions]"
 @pytest.fixture(scope="module")
 def lanes() -> Iterator[dict[bool, Lane]]:
     """One process for all functions, and one with little patience for those that are slow on purpose."""
-    both = {False: Lane(30.0), True: Lane(0.3)}
+    both = {False: Lane(30.0), True: Lane(0.6)}
     yield both
     for lane in both.values():
         lane.close()

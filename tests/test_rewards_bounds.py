@@ -52,10 +52,10 @@ def test_memory_is_bounded_for_as_long_as_asked() -> None:
 def test_an_answer_that_cannot_be_graded_in_time_is_wrong_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     """A limit of time far below math-verify's own, so that the process has to be ended."""
     batch = batch_of(["#### 4", HOSTILE["a tower of powers"], "#### 4", "#### 5"], solution=["4"] * 4)
-    with rewards_of("accuracy_reward", reward_timeout=0.5, reward_workers=1, max_reward_failures=0) as rewards:
+    with rewards_of("accuracy_reward", reward_timeout=1.0, reward_workers=1, max_reward_failures=0) as rewards:
         assert column(rewards.submit(batch).result()) == [1.0, 0.0, 1.0, 0.0]
         assert (rewards.num_undecided, rewards.num_failures) == (1, 0)
-    said = "answer given up on, which counts as wrong: accuracy_reward at data.jsonl:2: it took longer than 0.5 s"
+    said = "answer given up on, which counts as wrong: accuracy_reward at data.jsonl:2: it took longer than 1 s"
     assert said in caplog.text
 
 
