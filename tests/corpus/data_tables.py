@@ -111,6 +111,11 @@ def a_socket(path: Path) -> None:
         os.chdir(here)
 
 
+def a_hole(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**10)
+
+
 def mixture(*entries: dict[str, Any]) -> dict[str, Any]:
     from posttrain.config.common import DatasetSource
 
@@ -251,6 +256,8 @@ CASES: dict[str, Case] = {
     "a device in a split's folder": bad(
         "sft", special(lambda path: path.symlink_to("/dev/zero"), "train/a.jsonl", given=""), "a device"
     ),
+    "a file that cannot be read": bad("sft", special(lambda path: path.symlink_to("/proc/self/mem")), "cannot be read"),
+    "10 GB of nothing": bad("sft", special(a_hole), "line 1", "longer than"),
     "a folder in a split's folder": bad(
         "sft", special(lambda path: path.mkdir(), "train/a.jsonl", given=""), "a folder"
     ),

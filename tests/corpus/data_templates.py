@@ -123,7 +123,7 @@ CASES: dict[str, Case] = {
     "the format of a text": escape("'{0.__class__.__mro__}'.format(1)", "line 1", "unsafe"),
     "changing messages": escape("messages.clear()", "line 1", "unsafe"),
     "changing a message": escape("messages[0].update(content='x')", "line 1", "unsafe"),
-    "a namespace of underscores": broken("{% set n = namespace(__class__=1) %}" + SAY, "line 1", "cannot render it"),
+    "the globals of a namespace": escape("namespace.__init__.__globals__.os", "line 1", "unsafe"),
     # What says nothing
     "nothing at all": broken("", "leaves out what messages say"),
     "a comment": broken("{# nothing #}", "leaves out what messages say"),
