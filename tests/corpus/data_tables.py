@@ -40,6 +40,13 @@ def changed(change: Callable[[bytearray], object], columns: Any = TEXTS) -> Writ
     return raw(bytes(data), "rows.parquet")
 
 
+def rename(data: bytearray) -> None:
+    """Another name for the column, in the file's own schema alone."""
+    where = data.rindex(b"\x04text", 0, data.index(b"ARROW:schema"))
+    for place in (data.index(b"\x04text"), where):
+        data[place + 1] = 0x80
+
+
 def files(**named: str | bytes) -> Write:
     """A folder of files; __ in a name stands for a dot, ___ for a slash."""
 
@@ -139,6 +146,7 @@ CASES: dict[str, Case] = {
     "Parquet with zeros for a column": bad(
         "sft", changed(lambda data: data.__setitem__(slice(4, 30), bytes(26))), "Parquet"
     ),
+    "Parquet with a column's name that is not UTF-8": bad("sft", changed(rename), "not UTF-8"),
     "JSON named .parquet": bad("sft", raw(ROW, "rows.parquet"), "rows.parquet", "Parquet"),
     "Parquet named .jsonl": bad("sft", parquet(TEXTS, "rows.jsonl"), "rows.jsonl"),
     "Parquet named .csv": bad("sft", parquet(TEXTS, "rows.csv"), "rows.csv"),
