@@ -91,14 +91,18 @@ def check_positions(config: CommonConfig, datasets: Sequence[Dataset]) -> None:
 def _longest(dataset: Dataset) -> int:
     """Tokens of the longest sequence that attends to itself: a row, a document of a packed row, or the prompt with the
     longer side of a pair."""
+    return max((_longest_of(batch) for batch in dataset.data.to_batches()), default=0)
+
+
+def _longest_of(batch: Any) -> int:
     import pyarrow.compute as pc
 
     def lengths(name: str) -> Any:
-        return pc.list_value_length(dataset.data.column(name))
+        return pc.list_value_length(batch.column(name))
 
-    names = dataset.column_names
+    names = batch.schema.names
     if "lengths" in names:
-        found = pc.list_flatten(dataset.data.column("lengths"))
+        found = pc.list_flatten(batch.column("lengths"))
     elif "input_ids" in names:
         found = lengths("input_ids")
     else:
