@@ -1,21 +1,24 @@
 """What holds for every test: no network, no files outside pytest's own folder, no draws that differ between runs."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
 # Set before transformers, datasets or tokenizers are imported anywhere: they read these once.
-_SCRATCH = tempfile.TemporaryDirectory(prefix="posttrain-tests-")
-os.environ["HF_HOME"] = str(Path(_SCRATCH.name) / "huggingface")
+_SCRATCH = Path(tempfile.mkdtemp(prefix="posttrain-tests-"))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
+os.environ["HF_HOME"] = str(_SCRATCH / "huggingface")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["POSTTRAIN_CACHE"] = str(Path(_SCRATCH.name) / "posttrain")
+os.environ["POSTTRAIN_CACHE"] = str(_SCRATCH / "posttrain")
 os.environ["DVC_NO_ANALYTICS"] = "1"
-os.environ["TRACKIO_DIR"] = str(Path(_SCRATCH.name) / "trackio")
+os.environ["TRACKIO_DIR"] = str(_SCRATCH / "trackio")
 # Models this small run fastest on one core, whatever else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
 

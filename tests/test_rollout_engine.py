@@ -302,7 +302,8 @@ def test_weights_laid_out_for_sampling_stand_back_under_autocast(monkeypatch: py
 
 def test_whatever_ended_completions_before_still_does() -> None:
     model = make("llama")
-    tokenizer: Any = type("Tokenizer", (), {"pad_token_id": 0, "eos_token_id": 5, "__len__": lambda self: VOCAB})()
+    words = {"pad_token_id": 0, "eos_token_id": 5, "__len__": lambda self: VOCAB, "get_vocab": lambda self: {"a": 0}}
+    tokenizer: Any = type("Tokenizer", (), words)()
     model.generation_config.eos_token_id = [2, 5, 7]
     match_tokenizer(model, tokenizer)
     assert model.generation_config.eos_token_id == [5, 2, 7] and model.config.eos_token_id == 5

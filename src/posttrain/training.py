@@ -8,7 +8,6 @@ import dataclasses
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,14 +67,6 @@ def run(method: Method) -> dict[str, float]:
         RunFailed: it cannot go on; its last checkpoint is whole.
     """
     config = method.config
-    is_first = os.environ.get("RANK", "0") == "0"
-    folder = Path(config.work_dir or config.output_dir or ".").expanduser()
-    with only_run_in(folder) if is_first else contextlib.nullcontext():
-        return _run(method)
-
-
-def _run(method: Method) -> dict[str, float]:
-    config = method.config
     arguments = training_arguments(config)  # before rows are read, which takes its time
     check_models(config)
     check_adapter(config)
@@ -90,14 +81,27 @@ def _run(method: Method) -> dict[str, float]:
     check_positions(config, datasets)
     if arguments.push_to_hub and arguments.process_index == 0:
         create_repository(arguments)
+    folder = Path(config.work_dir or config.output_dir or ".").expanduser()
+    with only_run_in(folder) if arguments.process_index == 0 else contextlib.nullcontext():
+        return _build_and_train(method, tokenizer, arguments, train, evaluation)
 
+
+def _build_and_train(
+    method: Method,
+    tokenizer: Any,
+    arguments: TrainingArguments,
+    train: PreparedData,
+    evaluation: PreparedData | None,
+) -> dict[str, float]:
+    config = method.config
+    datasets = [data.dataset for data in (train, evaluation) if data is not None]
     transformers.set_seed(arguments.seed)
     try:
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
             scorer = method.make_scorer(model)
             about = what_it_depends_on(config) | {
-                "rows": [data.dataset._fingerprint for data in (train, evaluation) if data is not None],
+                "rows": [rows._fingerprint for rows in datasets],
                 "weights": digest_of_model(model),
                 "rewards": method.depends_on(),
                 "processes": arguments.world_size,
