@@ -89,7 +89,7 @@ def flags(config: CommonConfig) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_advice_can_be_typed_and_leaves_the_batch_as_it_was(method: str) -> None:
-    rewards = ["--reward_funcs", "accuracy_reward"] if method in ("grpo", "rloo") else []
+    rewards = ["--reward_funcs", "accuracy_reward", "--num_generations", "6"] if method in ("grpo", "rloo") else []
     batch = ["--per_device_train_batch_size", "12", "--gradient_accumulation_steps", "3"]
     words = [*NEEDED, *rewards, *batch, "--eval_strategy", "steps"]
     config, _ = parse_command_line(method, words)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 from tiny import run, run_policy, write_base, write_preference, write_prompts, write_sft
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from posttrain.config import SFTConfig
 from posttrain.positions import positions_of
 
-GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": 32, "vocab_size": 300}
+GPT2 = {"n_positions": 32, "vocab_size": 300, "n_embd": 32, "n_layer": 1, "n_head": 2}
 
 
 def with_positions(folder: Path, **config: object) -> Path:
-    """A model of a few positions; the weights fit another one, as they are not to be read."""
+    """A model of a few positions."""
     write_base(folder)
-    (folder / "config.json").write_text(json.dumps(config))
+    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **config)).save_pretrained(folder)
     return folder
 
 
