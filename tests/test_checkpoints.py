@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import checkpoints
+from posttrain import checkpoints, disk
 from posttrain.errors import RunFailed, UserError
 
 
@@ -194,15 +194,15 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path: Path) -> None:
 
 
 def test_room_is_looked_at_before_training(tmp_path: Path) -> None:
-    checkpoints.check_room(tmp_path, 1000, 1000)
+    disk.check_room(tmp_path, 1000, 1000)
     with pytest.raises(UserError, match=r"has room for .* GiB; a checkpoint takes about 1,048,576.0 GiB"):
-        checkpoints.check_room(tmp_path, 2**50, 1000)
+        disk.check_room(tmp_path, 2**50, 1000)
 
 
 def test_a_small_file_is_there_in_full_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "metrics" / "sft.json"
-    checkpoints.write_text(file, json.dumps({"loss": 1}))
+    disk.write_text(file, json.dumps({"loss": 1}))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError("full")))
-        checkpoints.write_text(file, json.dumps({"loss": 2}))
+        disk.write_text(file, json.dumps({"loss": 2}))
     assert json.loads(file.read_text()) == {"loss": 1}

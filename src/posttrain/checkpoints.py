@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from posttrain.disk import is_of_the_disk, reason_of, to_disk, write_text
 from posttrain.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ PAGE = "troubleshooting.md#resume"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 SAVING, REMOVING, DAMAGED = ".saving-", ".removing-", "damaged-"
 LOCK = ".lock"
-_OF_TORCH_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error", "file write failed")
 _FOR_PEOPLE = ("README.md",)  # a card may be edited
 
 
@@ -112,25 +112,6 @@ def move_into_place(beside: Path, folder: Path) -> None:
         os.replace(beside / name, folder / name)
     beside.rmdir()
     to_disk(folder)
-
-
-def to_disk(path: Path) -> None:
-    """Waits until a file's content, or the names in a folder, would survive a power cut."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file that is there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.saving")
-    beside.write_text(text, encoding="utf-8")
-    to_disk(beside)
-    os.replace(beside, path)
-    to_disk(path.parent)
 
 
 # -- checkpoints of a run
@@ -256,25 +237,6 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_room(run: Path, checkpoint: int, model: int) -> None:
-    """Checks that there is room for a checkpoint and the finished model before anything is trained.
-
-    Args:
-        run: the run's folder.
-        checkpoint, model: what each takes, in bytes.
-
-    Raises:
-        UserError: there is not.
-    """
-    free = shutil.disk_usage(run).free
-    if free < checkpoint + model:
-        raise UserError(
-            f"{run} has room for {free / 2**30:,.1f} GiB; a checkpoint takes about {checkpoint / 2**30:,.1f} GiB and "
-            f"the model {model / 2**30:,.1f} GiB: make room, or name a folder on another disk",
-            PAGE,
-        )
-
-
 @contextlib.contextmanager
 def room_to_write(what: str, run: Path, beside: Path) -> Iterator[None]:
     """For the time of writing: a disk that is full or gone is told as such, with what is kept.
@@ -291,32 +253,15 @@ def room_to_write(what: str, run: Path, beside: Path) -> Iterator[None]:
         yield
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if not _is_of_the_disk(error):
+        if not is_of_the_disk(error):
             raise
         kept = checkpoints(run)
         way_out = f"{kept[-1]} is whole" if kept else "there is no checkpoint before it"
         raise RunFailed(
-            f"{what} cannot be written: {_reason(error, run)}; {way_out}. Make room (or take another disk, or a lower "
+            f"{what} cannot be written: {reason_of(error, run)}; {way_out}. Make room (or another disk, or a lower "
             "--save_total_limit): the same command goes on from there",
             PAGE,
         ) from error
-
-
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed below the libraries: safetensors and torch have errors of their own for that."""
-    if isinstance(error, OSError):
-        return not isinstance(error, ConnectionError | TimeoutError)
-    name, text = type(error).__name__, str(error)
-    return (name == "SafetensorError" and "I/O error" in text) or (
-        isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH_WRITING)
-    )
-
-
-def _reason(error: Exception, run: Path) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    free = shutil.disk_usage(run).free / 2**20  # of torch's errors nobody could tell
-    return f"{str(error).strip().splitlines()[0]} ({free:,.0f} MiB are free there)"
 
 
 def _sha256(path: Path) -> str:

@@ -19,8 +19,8 @@ from posttrain.checkpoints import (
     step_of,
     tidy,
     what_is_wrong,
-    write_text,
 )
+from posttrain.disk import write_text
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:

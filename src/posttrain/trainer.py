@@ -13,7 +13,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
 from posttrain.checkpoint_trainer import CheckpointTrainer
+from posttrain.counts import Counts
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.finite import FiniteTrainer
@@ -51,41 +51,6 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-@dataclass
-class _Counts:
-    """What has been counted since the last line: sums and weights, and for (name, sign) the largest sign * value."""
-
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    weights: dict[str, float | torch.Tensor] = field(default_factory=lambda: defaultdict(float))
-    largest: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict)
-
-    def add(self, loss: Loss) -> None:
-        for name, (total, weight) in loss.metrics.items():
-            total = total.detach().float()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-            self.weights[name] = self.weights[name] + weight  # not in place: copies share it
-        for sign, values in ((-1.0, loss.minima), (1.0, loss.maxima)):
-            for name, value in values.items():
-                key, value = (name, sign), sign * value.detach().float()
-                self.largest[key] = torch.maximum(self.largest[key], value) if key in self.largest else value
-
-    def __copy__(self) -> _Counts:
-        return _Counts(dict(self.sums), defaultdict(float, self.weights), dict(self.largest))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers, on the CPU."""
-        on_cpu = {name: value.cpu() if torch.is_tensor(value) else value for name, value in self.weights.items()}
-        largest = [[name, sign, value.cpu()] for (name, sign), value in self.largest.items()]
-        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "weights": on_cpu, "largest": largest}
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Goes on where `state_dict` was called."""
-        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
-        for name, value in state["weights"].items():
-            self.weights[name] = value.to(device) if torch.is_tensor(value) else value
-        self.largest = {(name, sign): value.to(device) for name, sign, value in state["largest"]}
-
-
 class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, ShardedTrainer):
     """transformers.Trainer for packed batches.
 
@@ -105,7 +70,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         # Losses here are divided by the weight of the whole step: nothing is left to divide by.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._counts = _Counts()
+        self._counts = Counts()
         self._tokens_since_log = 0.0
         self._all_tokens = self._all_seconds = 0.0
         self._clock = time.perf_counter()
@@ -194,7 +159,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
 
     def _pop_metrics(self) -> dict[str, float]:
         """Means and extremes of everything counted since the last call, over all ranks."""
-        counts, self._counts = self._counts, _Counts()
+        counts, self._counts = self._counts, Counts()
         if not counts.sums:
             return {}
         names = sorted(counts.sums)
@@ -310,7 +275,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
     ) -> EvalLoopOutput:
         """The same loss and metrics as in training, over a whole data set: sums divided once, at the end."""
         began = time.perf_counter()
-        training, self._counts = self._counts, _Counts()
+        training, self._counts = self._counts, Counts()
         model = self.model_wrapped
         if not self.is_in_train and not is_sharded(self.args):  # sharded weights stay as training has wrapped them
             model = self.accelerator.prepare_model(self.model, evaluation_mode=True)

@@ -22,17 +22,16 @@ from posttrain.arguments import checked_arguments
 from posttrain.checkpoint_trainer import ARGUMENTS_FILE
 from posttrain.checkpoints import (
     MANIFEST,
-    check_room,
     move_into_place,
     only_run_in,
     room_to_write,
     write_manifest,
-    write_text,
 )
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.stream import Stream
 from posttrain.data.tokenizer import load_tokenizer
+from posttrain.disk import check_room, write_text
 from posttrain.errors import UserError
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
