@@ -100,9 +100,14 @@ def _are_same_integers(text: str, reference: str) -> bool | None:
     """Whether two whole numbers are the same, where both are known to be nothing else: most answers, and no work."""
     ours, theirs = _marked_number(text), _marked_number(reference)
     right = read_number(reference) if theirs is None else Decimal(theirs)
-    if ours is None or right is None or right % 1 or Decimal(ours) % 1:
+    if ours is None or right is None or not _is_whole(right) or not _is_whole(Decimal(ours)):
         return None
     return Decimal(ours) == right
+
+
+def _is_whole(number: Decimal) -> bool:
+    """Whether there is nothing behind the point; `number % 1` fails beyond the 28 digits of decimal's context."""
+    return number == number.to_integral_value()
 
 
 def _reference_formula(reference: str) -> str:
