@@ -116,3 +116,19 @@ def test_a_template_that_refuses_and_one_that_is_broken() -> None:
         render(make_tokenizer(STRICT), [bot("x")], None, {})
     with pytest.raises(UserError, match="line 2"):
         render(make_tokenizer("{{ messages }}\n{% if %}"), [user("x")], None, {})
+
+
+DATED = "{% macro today() %}{{ strftime_now('%d %b %Y %H:%M') }}{% endmacro %}{{ today() }}{{ strftime_now('%y') }}\n"
+
+
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, MARKED_TEMPLATE])
+def test_a_template_prints_the_same_date_every_day(template: str) -> None:
+    tokenizer = make_tokenizer(DATED + template)
+    undated = render(make_tokenizer(template), TALK, None, {})
+    assert render_with_spans(tokenizer, TALK, None, {})[0] == f"26 Jul 2024 00:0024\n{undated}"
+    assert render(tokenizer, TALK, None, {}) == f"26 Jul 2024 00:0024\n{undated}"
+
+
+def test_a_variable_of_the_row_may_have_any_name() -> None:
+    tokenizer = make_tokenizer(PLAIN_TEMPLATE + "{{ tokenizer }}")
+    assert render(tokenizer, TALK, None, {"tokenizer": "mine"}).endswith("mine")

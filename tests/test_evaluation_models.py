@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -205,3 +206,16 @@ def test_an_adapter_is_evaluated_as_its_base_with_it(folder: Path, tmp_path: Pat
     expected = table[len(prompts[0]) - 1 : -1].gather(1, ids[-3:, None])[:, 0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(found, plain_logprobs(folder, prompts[0], completion), atol=1e-3)
+
+
+def test_chat_templates_are_kept_within_limits_and_to_one_date(policy: models.Policy) -> None:
+    said = [[{"role": "user", "content": "2 + 3?"}]]
+    tokenizer = copy.copy(policy.tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert models.conversation_texts(tokenizer, said, add_generation_prompt=True) == ["20242 + 3?"]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content * 1000000 }}{% endfor %}"
+    with pytest.raises(UserError, match="goes beyond its limits: it makes 6,000,000 characters"):
+        models.prompt_tokens(tokenizer, said)
+    tokenizer.chat_template = "{{ raise_exception('not me') }}"
+    with pytest.raises(UserError, match="the chat template cannot render it: not me"):
+        models.prompt_tokens(tokenizer, said)

@@ -17,10 +17,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from posttrain.data.clock import stop_clock
 from posttrain.data.formats import Message
 from posttrain.data.prefix import common_prefix_length, common_suffix_length
 from posttrain.data.problems import RowError
-from posttrain.data.template import template_of, within_limits
+from posttrain.data.template import apply_template, template_of, within_limits
 
 Span = tuple[int, int]  # from, to: characters of a rendered conversation
 Render = Callable[[list[Message], bool], str]  # messages, with the generation prompt?
@@ -44,12 +45,7 @@ def render(
     """
     if not messages:
         return ""
-    options = {"tools": tools, "add_generation_prompt": add_generation_prompt, "tokenize": False}
-
-    def own_render() -> str:
-        return str(tokenizer.apply_chat_template(messages, **options, **template_kwargs))
-
-    return within_limits(own_render, (messages, tools, template_kwargs))
+    return apply_template(tokenizer, messages, tools, add_generation_prompt=add_generation_prompt, **template_kwargs)
 
 
 def render_with_spans(
@@ -81,12 +77,14 @@ def _render_marked(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     spans: list[Span] = []
+    template = template_of(tokenizer, tools)
 
     def own_render() -> str:
+        stop_clock(template)
         rendered, found = render_jinja_template(
             [messages],
             tools=tools,
-            chat_template=template_of(tokenizer, tools),
+            chat_template=template,
             return_assistant_tokens_mask=True,
             **{**tokenizer.special_tokens_map, **template_kwargs},
         )

@@ -14,12 +14,12 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import FrameType
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
+from posttrain.data.clock import stop_clock
 from posttrain.data.json_text import letters_in, shortened
 from posttrain.data.problems import RowError
 from posttrain.errors import UserError
@@ -129,6 +129,30 @@ def template_of(tokenizer: Any, tools: list[Any] | None) -> str:
         ) from error
 
 
+def apply_template(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[Any] | None = None, /, **options: Any
+) -> str:
+    """A conversation as text; the date in it, where the template prints one, is that of `clock.DATE`.
+
+    Args:
+        tokenizer: with its chat template.
+        messages: the conversation.
+        tools: what the assistant may call.
+        options: of `apply_chat_template`, and variables of the template's own.
+
+    Raises:
+        RowError: the template refuses it, or goes beyond a limit; or there is none.
+        UserError: the template itself is broken.
+    """
+    template = template_of(tokenizer, tools)
+
+    def own_render() -> str:
+        stop_clock(template)
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options))
+
+    return within_limits(own_render, (messages, tools, options))
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Raises RowError where variables for the template, from the data or the flags, are more than variables."""
     taken = sorted(_NOT_VARIABLES & options.keys())
@@ -154,7 +178,7 @@ def check_says_messages(tokenizer: Any) -> None:
     for word in _PROBES:
         said = [{"role": role, "content": word} for role in ("user", "assistant")]
         try:
-            texts.append(within_limits(partial(tokenizer.apply_chat_template, said, tokenize=False), said))
+            texts.append(apply_template(tokenizer, said))
         except RowError as error:
             if error.is_last:
                 raise

@@ -18,7 +18,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.config import CommonConfig
+from posttrain.data.chat import render
+from posttrain.data.formats import Message
 from posttrain.data.prefix import common_prefix_length
+from posttrain.data.problems import RowError
 from posttrain.errors import UserError
 from posttrain.models import load_causal_model
 from posttrain.rollout.engine import Engine, Sampling, uniforms
@@ -97,10 +100,23 @@ def load_policy(folder: Path, dtype: str) -> Policy:
     return Policy(model, Scorer(model), tokenizer, tuple(sorted(ends)))
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[dict[str, str]]]) -> list[np.ndarray]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]]) -> list[np.ndarray]:
     """The tokens that an answer to each conversation comes after, int64."""
-    texts = tokenizer.apply_chat_template(list(prompts), tokenize=False, add_generation_prompt=True)
-    return _encode(tokenizer, texts)
+    return _encode(tokenizer, conversation_texts(tokenizer, prompts, add_generation_prompt=True))
+
+
+def conversation_texts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]], add_generation_prompt: bool
+) -> list[str]:
+    """Conversations as text, as in training: within limits, and with the same date in them.
+
+    Raises:
+        UserError: the chat template refuses one, or goes beyond a limit.
+    """
+    try:
+        return [render(tokenizer, messages, None, {}, add_generation_prompt) for messages in conversations]
+    except RowError as error:
+        raise UserError(f"{tokenizer.name_or_path}: {error}", "troubleshooting.md#data") from error
 
 
 def answer_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:

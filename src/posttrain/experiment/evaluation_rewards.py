@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from posttrain.batch import NO_PARENT, pack
 from posttrain.errors import UserError
-from posttrain.experiment.evaluation_models import batches_by_tokens
+from posttrain.experiment.evaluation_models import batches_by_tokens, conversation_texts
 from posttrain.reward_model import load_sequence_classifier
 from posttrain.reward_scoring import RewardScorer
 
@@ -48,7 +48,7 @@ def reward_scores(
     conversations = [
         [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False)
+    texts = conversation_texts(tokenizer, conversations, add_generation_prompt=False)
     ids = [np.array(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     scores: dict[int, float] = {}
     with tqdm(total=len(ids), desc=f"{folder.name}: scores", unit="answer") as progress:
