@@ -116,6 +116,8 @@ def test_a_model_takes_the_place_of_another_and_a_mixture_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "out", **{"model.safetensors": "old", "config.json": "{}"})
+    (folder / "templates").mkdir()
+    (folder / "templates" / "old.jinja").write_text("old")
     (folder / "checkpoint-1").mkdir()
     new = {"adapter_model.safetensors": "new", "config.json": "{ }"}
     beside = write(folder / ".saving", **new)
@@ -134,8 +136,13 @@ def test_a_model_takes_the_place_of_another_and_a_mixture_is_known(
     shutil.rmtree(beside)
     checkpoints.move_into_place(write(beside, **new), folder)
     assert checkpoints.what_is_wrong(folder) is None
-    wanted = ["adapter_model.safetensors", "checkpoint-1", "config.json", "manifest.json", "weights"]
+    wanted = ["adapter_model.safetensors", "checkpoint-1", "config.json", "manifest.json", "templates", "weights"]
     assert names(folder) == wanted
+    (beside / "templates").mkdir(parents=True)
+    (beside / "templates" / "new.jinja").write_text("new")
+    checkpoints.write_manifest(beside)
+    checkpoints.move_into_place(beside, folder)
+    assert names(folder / "templates") == ["new.jinja"] and checkpoints.what_is_wrong(folder) is None
 
 
 @pytest.fixture

@@ -112,23 +112,27 @@ def test_where_results_go_and_what_watches_makes_no_other_run(
 ) -> None:
     out = cut_off(whole, tmp_path / "moved", 4, 6)
     model, data = shutil.copytree(material[0], tmp_path / "base"), shutil.copy(material[1], tmp_path / "rows.jsonl")
-    run("sft", model, data, out, *WORDS, *GEOMETRY, "--save_total_limit", "1", "--log_level", "error")
+    run("sft", model, data, out, *WORDS, *GEOMETRY, "--save_total_limit", "1", "--save_steps", "3")
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
-@pytest.mark.parametrize("what", ["rows", "weights"])
+@pytest.mark.parametrize("what", ["rows", "weights", "config"])
 def test_other_rows_and_other_weights_are_another_run(
     what: str, material: tuple[Path, Path], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model, data = material
     if what == "rows":
         data = write_sft(tmp_path / "rows.jsonl", 17)
-    else:
+    elif what == "weights":
         model = write_base(tmp_path / "base", seed=2)
+    else:
+        model = shutil.copytree(model, tmp_path / "base")
+        about = json_of(model / "config.json")
+        (model / "config.json").write_text(json.dumps(about | {"rms_norm_eps": 1e-3}))
     fails((model, data), cut_off(whole, tmp_path / "out"), *WORDS, *GEOMETRY)
-    told = {"rows": "the rows", "weights": "the weights it starts from"}[what]
-    assert f"with other parameters: {told}. Take another" in capsys.readouterr().err
+    told = {"rows": "the rows", "weights": "the weights it starts from", "config": "config.json or generation"}[what]
+    assert f"with other parameters: {told}" in capsys.readouterr().err
 
 
 def test_the_user_may_go_on_with_other_parameters_start_anew_or_name_a_checkpoint(
@@ -139,6 +143,7 @@ def test_the_user_may_go_on_with_other_parameters_start_anew_or_name_a_checkpoin
     run("sft", *material, out, *other, "true")
     told = capsys.readouterr().err
     assert "learning_rate 0.01 → 0.02" in told and "Going on from" in told
+    assert "learning_rate as it stands in the checkpoint" in told
 
     out = shutil.copytree(whole, tmp_path / "false")
     run("sft", *material, out, *WORDS, *GEOMETRY, "--resume_from_checkpoint", "false")
@@ -271,3 +276,21 @@ def test_the_model_of_a_killed_saving_is_not_taken_for_a_model(
     assert main(["sft", *words, "--output_dir", str(tmp_path / "out"), "--report_to", "none"]) == 2
     told = capsys.readouterr().err
     assert "broken is not whole: model.safetensors is not as it was written" in told
+
+
+def test_a_way_that_is_left_is_not_found_again(
+    material: tuple[Path, Path], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """From an earlier checkpoint with noise on the embeddings, cut off, and again: from its own checkpoint."""
+    out, other = shutil.copytree(whole, tmp_path / "out"), [*WORDS, *GEOMETRY, "--neftune_noise_alpha", "9"]
+    expected = run("sft", *material, out, *other, "--resume_from_checkpoint", str(out / "checkpoint-2"))
+    assert "2 later checkpoint(s) are kept as later-" in capsys.readouterr().err
+    assert sorted(path.name for path in out.glob("later-*")) == ["later-checkpoint-4", "later-checkpoint-6"]
+    shutil.rmtree(out / "checkpoint-6")
+    again = run("sft", *material, out, *other)
+    assert f"Going on from {out}/checkpoint-4." in capsys.readouterr().err
+    assert curve(again, "loss") == curve(expected, "loss") != curve(json_of(whole / "trainer_state.json"), "loss")
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

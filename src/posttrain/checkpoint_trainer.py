@@ -121,8 +121,9 @@ class CheckpointTrainer(Trainer):
         self._seconds_before = state["seconds"]
         self._initial_global_step = 0  # what is reported at the end is of the whole run
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        begin = super()._init_training_state(*args, **kwargs)
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        begin = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # when to log, evaluate and save: as the flags say now
         state, run = self.state, Path(self.args.output_dir)
         if state.best_global_step is not None and state.best_model_checkpoint is None:  # the run's folder was moved
             state.best_model_checkpoint = str(run / f"checkpoint-{state.best_global_step}")

@@ -14,19 +14,21 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from posttrain.disk import is_of_the_disk, reason_of, to_disk, write_text
 from posttrain.errors import RunFailed, UserError
+from posttrain.machine import num_cores
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PAGE = "troubleshooting.md#resume"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-SAVING, REMOVING, DAMAGED = ".saving-", ".removing-", "damaged-"
+SAVING, REMOVING, DAMAGED, LATER = ".saving-", ".removing-", "damaged-", "later-"
 LOCK = ".lock"
 _FOR_PEOPLE = ("README.md",)  # a card may be edited
 
@@ -41,10 +43,10 @@ def write_manifest(folder: Path) -> None:
         folder: complete but for its manifest.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    hashed = {name: path for name, path in files.items() if name not in _FOR_PEOPLE}
     about = {
-        name: {"sha256": _sha256(path), "size": path.stat().st_size}
-        for name, path in files.items()
-        if name not in _FOR_PEOPLE
+        name: {"sha256": sha256, "size": hashed[name].stat().st_size}
+        for name, sha256 in zip(hashed, sha256_of(hashed.values()), strict=True)
     }
     for path in [*files.values(), *(path for path in folder.rglob("*") if path.is_dir())]:
         to_disk(path)
@@ -70,8 +72,9 @@ def what_is_wrong(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes in place of {size:,}"
-    for name, (_, sha256) in expected.items():
-        if _sha256(folder / name) != sha256:
+    found = sha256_of(folder / name for name in expected)
+    for (name, (_, sha256)), now in zip(expected.items(), found, strict=True):
+        if now != sha256:
             return f"{name} is not as it was written"
     return None
 
@@ -109,6 +112,8 @@ def move_into_place(beside: Path, folder: Path) -> None:
             if stale.name not in names:
                 stale.unlink()
     for name in names:
+        if (beside / name).is_dir() and (folder / name).is_dir():  # a folder's name is free once it is empty
+            remove(folder / name)
         os.replace(beside / name, folder / name)
     beside.rmdir()
     to_disk(folder)
@@ -166,11 +171,16 @@ def newest_whole(run: Path) -> Path | None:
     return None
 
 
-def set_aside(folder: Path) -> Path:
-    """Renames a checkpoint so that it is no longer one of its run; its files stay."""
+def set_aside(folder: Path, reason: str = DAMAGED) -> Path:
+    """Renames a checkpoint so that it is no longer one of its run; its files stay.
+
+    Args:
+        folder: the checkpoint.
+        reason: begins its new name.
+    """
     number = 0
     while True:
-        aside = folder.with_name(f"{DAMAGED}{folder.name}" + (f"-{number}" if number else ""))
+        aside = folder.with_name(f"{reason}{folder.name}" + (f"-{number}" if number else ""))
         if not aside.exists():
             os.rename(folder, aside)
             return aside
@@ -178,10 +188,12 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint: first its name, so that no half of it is ever taken for a whole one."""
+    """Removes a folder: first its name, so that no half of it is ever taken for a whole one. Another machine that
+    shares the disk may be about it, too."""
     leaving = folder.with_name(f"{REMOVING}{folder.name}")
     shutil.rmtree(leaving, ignore_errors=True)
-    os.rename(folder, leaving)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, leaving)
     shutil.rmtree(leaving, ignore_errors=True)
 
 
@@ -215,8 +227,12 @@ def rotate(run: Path, limit: int | None, keep: Collection[int | None]) -> None:
 
 
 @contextlib.contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: Path, name: str = "output_dir") -> Iterator[None]:
     """For the time of a run: nobody else runs in this folder. The lock goes with the process, however it ends.
+
+    Args:
+        folder: made if need be.
+        name: of the flag that names it.
 
     Raises:
         UserError: somebody does.
@@ -229,7 +245,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"another run is at work in {folder}; wait for it to end, stop it, or take another --output_dir", PAGE
+            f"another run is at work in {folder}; wait for it to end, stop it, or take another --{name}", PAGE
         ) from None
     try:
         yield
@@ -262,6 +278,12 @@ def room_to_write(what: str, run: Path, beside: Path) -> Iterator[None]:
             "--save_total_limit): the same command goes on from there",
             PAGE,
         ) from error
+
+
+def sha256_of(paths: Iterable[Path]) -> list[str]:
+    """The hashes of files, several at a time."""
+    with ThreadPoolExecutor(min(8, num_cores())) as threads:  # hashlib lets others run meanwhile
+        return list(threads.map(_sha256, paths))
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 from posttrain.errors import UserError
 
 PAGE = "troubleshooting.md#resume"
+_OF_THE_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+    *(errno.EACCES, errno.EPERM),
+}
 _OF_TORCH_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error", "file write failed")
 
 
@@ -53,7 +58,7 @@ def check_room(run: Path, checkpoint: int, model: int) -> None:
 def is_of_the_disk(error: Exception) -> bool:
     """Whether writing failed below the libraries: safetensors and torch have errors of their own for that."""
     if isinstance(error, OSError):
-        return not isinstance(error, ConnectionError | TimeoutError)
+        return error.errno in _OF_THE_DISK
     name, text = type(error).__name__, str(error)
     return (name == "SafetensorError" and "I/O error" in text) or (
         isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH_WRITING)

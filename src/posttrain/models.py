@@ -8,6 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from posttrain.config.paths import adapter_on_adapter
 from posttrain.errors import UserError, is_out_of_memory
 from posttrain.hub import explain, is_on_hub
 from posttrain.loaded_model import check_loaded, check_loaded_adapter
+from posttrain.machine import num_cores
 from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def load_causal_model(
             if config.use_peft and flag == POLICY:
                 raise adapter_on_adapter(path)
             return _load_adapter(adapter, f"{flag} {path}", options)
-        return _load_model(path, f"{flag} {path}", options)
+        return _load_model(path, f"{flag} {path}", options, changed=bool(config.model_init_kwargs))
     except UserError:
         raise
     except LOADING_ERRORS as error:
@@ -65,13 +67,28 @@ def load_causal_model(
         raise loading_error(error, f"{flag} {path}") from error
 
 
-def _load_model(path: str, what: str, options: dict[str, Any]) -> PreTrainedModel:
+def _load_model(path: str, what: str, options: dict[str, Any], changed: bool = False) -> PreTrainedModel:
     with without_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    check_loaded(what, model, info)
+    check_loaded(what, model, info, changed=changed)
+    if changed:
+        _settle_config(what, model)
     return model
+
+
+def _settle_config(what: str, model: PreTrainedModel) -> None:
+    """Raise for a config, changed by the user, that transformers would refuse to save; fewer layers than there are
+    kinds of layers in a list are no reason for that."""
+    about = model.config.get_text_config()
+    kinds, layers = getattr(about, "layer_types", None), getattr(about, "num_hidden_layers", None)
+    if kinds and layers and len(kinds) > layers:
+        about.layer_types = kinds[:layers]
+    try:
+        getattr(model.config, "validate", dict)()  # which code of a model's own may lack
+    except Exception as error:  # of whatever kind: its checks are those of many families
+        raise UserError(f"{what}: --model_init_kwargs do not fit its config.json: {first_line(error)}", PAGE) from error
 
 
 def _load_adapter(folder: str, what: str, options: dict[str, Any]) -> PreTrainedModel:
@@ -212,11 +229,16 @@ def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
 
 def digest_of_model(model: PreTrainedModel) -> str:
     """sha256 over the names, shapes, types and bytes of all tensors of a model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    tensors = sorted(model.state_dict().items())
+    with ThreadPoolExecutor(min(8, num_cores())) as threads:  # hashlib lets others run meanwhile
+        digests = threads.map(_digest_of_tensor, (tensor for _, tensor in tensors))
+        lines = [f"{name} {digest}\n" for (name, _), digest in zip(tensors, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest_of_tensor(tensor: torch.Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return f"{tuple(tensor.shape)} {tensor.dtype} {hashlib.sha256(content).hexdigest()}"
 
 
 def follow_umask(folder: Path) -> None:

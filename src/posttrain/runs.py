@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.checkpoints import (
+    LATER,
     MANIFEST,
     PAGE,
     checkpoints,
     newest_whole,
     remove,
+    set_aside,
+    sha256_of,
     step_of,
     tidy,
     what_is_wrong,
@@ -36,18 +39,23 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
 WITHOUT_A_SAY = (
     *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
     *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets", "save_total_limit"),
-    "max_nonfinite_steps",
+    *("max_nonfinite_steps", "ddp_timeout"),
     *("max_reward_failures", "reward_timeout", "judge_timeout", "judge_retries", "judge_concurrency"),
     *("use_cpu",),  # set where there is no GPU; the kind of device counts by itself
     *("log_level", "log_level_replica", "logging_dir", "project", "dataloader_num_workers", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
 )
+# Of when a checkpoint is written, where that does not decide which one is the best.
+WHEN_TO_SAVE = ("save_steps", "save_strategy")
+# What the optimizer keeps in a checkpoint, whatever the flags say afterwards.
+IN_THE_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
 _NOT_TRAINED_WITH = ("experiment", "inspection")  # folders of this package
 
 
 def what_it_depends_on(config: CommonConfig) -> dict[str, Any]:
     """All that a run's result depends on, as far as it is known before anything is loaded: plain data."""
-    flags = {name: value for name, value in config.to_mapping().items() if name not in WITHOUT_A_SAY}
+    left_out = {*WITHOUT_A_SAY, *(() if config.load_best_model_at_end else WHEN_TO_SAVE)}
+    flags = {name: value for name, value in config.to_mapping().items() if name not in left_out}
     packages = {name: version(name) for name in PACKAGES}
     about = {"method": type(config).__name__, "flags": flags, "packages": packages, "code": code_digest()}
     plain: dict[str, Any] = json.loads(json.dumps(about, sort_keys=True, default=str))
@@ -60,7 +68,18 @@ def fingerprint(about: dict[str, Any]) -> str:
     Args:
         about: from `what_it_depends_on`, with what loading has added.
     """
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    return digest_of(about)[:12]
+
+
+def digest_of(about: Any) -> str:
+    """sha256 of plain data."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """sha256 over what a folder holds of a model: its weights and how they are used."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+    return digest_of(list(zip([file.name for file in files], sha256_of(files), strict=True)))
 
 
 @functools.cache
@@ -96,8 +115,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         "weights": "the weights it starts from",
         "rewards": "the rewards",
         "device": "the kind of device",
+        "config": "config.json or generation_config.json of the model",
+        "reference": "the reference model",
     }
-    found += [text for name, text in words.items() if name in before and name in now and before[name] != now[name]]
+    found = [
+        *(text for name, text in words.items() if name in before and name in now and before[name] != now[name]),
+        *found,
+    ]
     if "processes" in before and "processes" in now and before["processes"] != now["processes"]:
         found.append(f"{before['processes']} → {now['processes']} processes")
     return found
@@ -134,13 +158,16 @@ def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: Tr
     if resume is None:
         _check_same(run, config, about)
     elif is_first and resume is not False:
-        _say_what_differs(Path(resume).parent if isinstance(resume, str) else run, about)
+        _compare_with(Path(resume).parent if isinstance(resume, str) else run, about)
     if isinstance(resume, str):
         chosen: Path | None = Path(resume).expanduser()
         assert chosen is not None
-        wrong = what_is_wrong(chosen) if (chosen / MANIFEST).exists() else None
+        is_to_check = arguments.local_process_index == 0 and (chosen / MANIFEST).exists()
+        wrong = what_is_wrong(chosen) if is_to_check else None
         if wrong is not None:
             raise UserError(f"--resume_from_checkpoint {resume} is damaged: {wrong}; take an earlier one", PAGE)
+        if is_first and chosen.resolve().parent == run.resolve():
+            _set_later_aside(run, step_of(chosen))
     else:
         if resume is False and is_first:
             _remove_all(run)
@@ -175,7 +202,9 @@ def _check_same(run: Path, config: CommonConfig, about: dict[str, Any]) -> None:
         what += " with other parameters"
         differing = differences(before, about)
     if differing:
-        go_on = "--resume_from_checkpoint true goes on from its checkpoint with those of now, " if found else ""
+        is_same_method = before is None or before.get("method") == about["method"]
+        can_go_on = found and is_same_method
+        go_on = "--resume_from_checkpoint true goes on from its checkpoint with those of now, " if can_go_on else ""
         raise UserError(
             f"--output_dir {run} {what}: {'; '.join(differing)}. Take another --output_dir; or {go_on}"
             "--resume_from_checkpoint false starts anew and replaces it",
@@ -183,11 +212,28 @@ def _check_same(run: Path, config: CommonConfig, about: dict[str, Any]) -> None:
         )
 
 
-def _say_what_differs(run: Path, about: dict[str, Any]) -> None:
-    before = _read(run)
-    differing = differences(before, about) if before is not None else []
+def _compare_with(checkpoint_of: Path, about: dict[str, Any]) -> None:
+    """Says what is not as it was when a checkpoint was written.
+
+    Raises:
+        UserError: it is one of another method.
+    """
+    before = _read(checkpoint_of)
+    if before is None:
+        return
+    if before.get("method", about["method"]) != about["method"]:
+        raise UserError(
+            f"--resume_from_checkpoint: the checkpoints in {checkpoint_of} are of another method ("
+            f"{before['method'].removesuffix('Config')}); to begin with their model: --model_name_or_path",
+            PAGE,
+        )
+    differing = differences(before, about)
     if differing:
-        logger.warning("Not as when %s was written: %s.", run, "; ".join(differing))
+        logger.warning("Not as when %s was written: %s.", checkpoint_of, "; ".join(differing))
+    flags, now = before.get("flags", {}), about["flags"]
+    kept = [name for name in IN_THE_OPTIMIZER if flags.get(name) != now.get(name)]
+    if kept:
+        logger.warning("The optimizer goes on with %s as it stands in the checkpoint.", ", ".join(kept))
 
 
 def _read(run: Path) -> dict[str, Any] | None:
@@ -204,6 +250,15 @@ def _remove_all(run: Path) -> None:
         remove(folder)
     if found:
         logger.warning("%s: %d checkpoint(s) of an earlier run are removed.", run, len(found))
+
+
+def _set_later_aside(run: Path, step: int) -> None:
+    """Checkpoints of the way that is left: found again, they would end another run than the one that goes on here."""
+    later = [folder for folder in checkpoints(run) if step_of(folder) > step]
+    for folder in later:
+        set_aside(folder, LATER)
+    if later:
+        logger.warning("%s: %d later checkpoint(s) are kept as %s….", run, len(later), LATER)
 
 
 def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:

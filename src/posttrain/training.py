@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainingArguments
 
 from posttrain.adapters import add_adapter, check_adapter
@@ -45,7 +46,7 @@ from posttrain.models import (
 )
 from posttrain.positions import check_positions
 from posttrain.publish import create_repository
-from posttrain.runs import fingerprint, settle, what_it_depends_on
+from posttrain.runs import digest_of, digest_of_folder, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.trainer import TIMINGS, PostTrainer
 
@@ -81,7 +82,8 @@ def run(method: Method) -> dict[str, float]:
     if arguments.push_to_hub and arguments.process_index == 0:
         create_repository(arguments)
     folder = Path(config.work_dir or config.output_dir or ".").expanduser()
-    with only_run_in(folder) if arguments.process_index == 0 else contextlib.nullcontext():
+    flag = "work_dir" if config.work_dir else "output_dir"
+    with only_run_in(folder, flag) if arguments.process_index == 0 else contextlib.nullcontext():
         return _build_and_train(method, tokenizer, arguments, train, evaluation)
 
 
@@ -99,13 +101,7 @@ def _build_and_train(
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
             scorer = method.make_scorer(model)
-            about = what_it_depends_on(config) | {
-                "rows": [rows._fingerprint for rows in datasets],
-                "weights": digest_of_model(model),
-                "rewards": method.depends_on(),
-                "processes": arguments.world_size,
-                "device": arguments.device.type,
-            }
+            about = what_it_depends_on(config) | _what_was_loaded(method, model, datasets, arguments)
             if config.work_dir is not None:
                 arguments.output_dir = str(Path(config.work_dir) / fingerprint(about))
             checkpoint = settle(Path(arguments.output_dir), config, about, arguments)
@@ -113,6 +109,27 @@ def _build_and_train(
         return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts, checkpoint)
     finally:
         method.close()
+
+
+def _what_was_loaded(
+    method: Method, model: transformers.PreTrainedModel, datasets: Sequence[Any], arguments: TrainingArguments
+) -> dict[str, Any]:
+    """What a run depends on beside its flags. The first process reads it; all call this together."""
+    if arguments.process_index > 0:
+        return dict(broadcast_object_list([None])[0])
+    reference = getattr(method.config, "ref_model_name_or_path", None)
+    settings = [model.config.to_dict(), model.generation_config.to_dict() if model.generation_config else {}]
+    of_paths = ("_name_or_path", "transformers_version")
+    about = {
+        "rows": [rows._fingerprint for rows in datasets],
+        "weights": digest_of_model(model),
+        "config": digest_of([{k: v for k, v in one.items() if k not in of_paths} for one in settings]),
+        "reference": digest_of_folder(Path(reference)) if reference and Path(reference).is_dir() else None,
+        "rewards": method.depends_on(),
+        "processes": arguments.world_size,
+        "device": arguments.device.type,
+    }
+    return dict(broadcast_object_list([about])[0]) if arguments.world_size > 1 else about
 
 
 def _load(method: Method, tokenizer: Any, arguments: TrainingArguments) -> transformers.PreTrainedModel:
@@ -151,7 +168,7 @@ def _train(
         processing_class=tokenizer,
         callbacks=method.callbacks(),
     )
-    if arguments.should_save:
+    if arguments.should_save and checkpoint is None:
         check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if len(datasets) > 1 and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
@@ -227,15 +244,14 @@ def _is_timing(name: str) -> bool:
 
 
 def _bytes_to_write(trainer: PostTrainer) -> tuple[int, int]:
-    """About what a checkpoint and the finished model take on the disk: an adapter alone is saved of an adapted model,
-    and Adam keeps two numbers a trained parameter, of its type."""
-    parameters = list(trainer.model.parameters())
+    """About what a checkpoint and the finished model take on the disk at least: an adapter alone is saved of an adapted
+    model, and Adam keeps two numbers a trained parameter, of its type, where none of the smaller ones is taken."""
+    arguments, parameters = trainer.args, list(trainer.model.parameters())
     trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     model = trained if trainer.method.config.use_peft else sum(p.numel() * p.element_size() for p in parameters)
-    arguments = trainer.args
-    if arguments.save_strategy == "no":
-        return 0, model
-    return model + (0 if arguments.save_only_model else 2 * trained), model
+    is_adam = str(getattr(arguments.optim, "value", arguments.optim)) in ("adamw_torch", "adamw_torch_fused")
+    state = 2 * trained if is_adam and not arguments.save_only_model else 0
+    return (0 if arguments.save_strategy == "no" else model + state), model
 
 
 def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float]) -> None:
