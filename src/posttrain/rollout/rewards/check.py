@@ -1,10 +1,14 @@
 """What can be known to be wrong with the rewards before torch is imported."""
 
-import hashlib
+import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 
+from posttrain.checkpoints import sha256_of
 from posttrain.config import suggestion
 from posttrain.config.paths import check_model, check_score_head
 from posttrain.config.rewards import RewardSourceFlags
@@ -19,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Arguments that TRL hands to reward functions and posttrain does not.
 NOT_PASSED = ("log_extra", "log_metric", "trainer_state")
+
+# Files beside a model's that are of its training.
+_WITHOUT_A_SAY = ("run.json", "manifest.json", "trainer_state.json", "training_args.bin")
 
 # The columns that each reward needs, by its name; of each group one.
 Needs = dict[str, list[tuple[str, ...]]]
@@ -109,15 +116,39 @@ def reward_digests(config: RewardSourceFlags) -> list[str]:
     """Hashes of the local files that the rewards are made of: own functions, models, the rubric.
 
     Args:
-        config: of the run.
+        config: of the run; its rewards can be used, by check_rewards.
     """
-    named = [text.rpartition(":")[0] or text for text in config.reward_sources()] + config.reward_sources()
-    digests = []
-    for name in [*named, *filter(None, [config.judge_rubric])]:
-        path = Path(name).expanduser()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        digests += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    return digests
+    files: list[Path] = []
+    for source in reward_sources(config):
+        if source.kind == "function" and source.target not in FUNCTIONS:
+            module, _, _ = source.target.rpartition(":" if ":" in source.target else ".")
+            files += [Path(module).expanduser()] if ":" in source.target else _source_of_module(module)
+        elif source.kind in ("model", "classifier"):
+            files += _files_of_model(Path(source.target).expanduser())
+    if config.judge_rubric is not None:
+        files.append(Path(config.judge_rubric).expanduser())
+    return sha256_of(dict.fromkeys(files))
+
+
+def _files_of_model(folder: Path) -> list[Path]:
+    """What a folder holds that may have a say in scores; none where it is not here but on the hub."""
+    if not folder.is_dir():
+        return []
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    return [file for file in files if file.suffix != ".md" and file.name not in _WITHOUT_A_SAY]
+
+
+def _source_of_module(module: str) -> list[Path]:
+    """The file that a module would be imported from, found without importing it or a package that it is in."""
+    first, *rest = module.split(".")
+    here = os.getcwd()  # where functions are looked for first
+    spec = PathFinder.find_spec(first, sys.path if here in sys.path else [here, *sys.path])
+    if spec is None:  # there are other ways to be found: some packages that are installed to be edited
+        spec = importlib.util.find_spec(first)
+    for part in rest:
+        folders = None if spec is None else spec.submodule_search_locations
+        spec = None if folders is None else PathFinder.find_spec(part, list(folders))
+    return [] if spec is None or spec.origin is None or not spec.has_location else [Path(spec.origin)]
 
 
 def _import(config: RewardSourceFlags, own: list[Source]) -> Needs:
