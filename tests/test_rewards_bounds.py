@@ -1,5 +1,6 @@
 """Mathematics from a model is bounded; a run that its rewards end says so and keeps what it has."""
 
+import json
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from posttrain.checkpoints import checkpoints, what_is_wrong
 from posttrain.cli import main
 from posttrain.grading import is_same_mathematics
 from posttrain.rollout.rewards.attempts import CallLostError, score_rows
+from posttrain.rollout.rewards.batch import Failure, Scores
 from posttrain.rollout.rewards.calls import FunctionName, Reply
 from posttrain.rollout.rewards.worker import _limited_memory
 
@@ -126,6 +128,39 @@ def test_a_reward_that_dies_on_the_way_ends_the_run_with_its_checkpoints(
     said = capfd.readouterr().err
     assert says in said and "Checkpoints that the run has written are whole" in said
     assert_whole(tmp_path / "out", said)
+
+
+ONCE = """
+def score(completions, **columns):
+    return [float("nan"), *(float(len(one[0]["content"])) for one in completions[1:])]
+"""
+FAILURES, UNDECIDED = "rewards/failures_per_generation", "rewards/undecided_per_generation"
+
+
+def test_failures_are_counted_on_where_a_run_goes_on(
+    base: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--reward_funcs", write(tmp_path / "mine.py", ONCE), "--max_reward_failures"]
+    for _ in range(2):  # the second time from the checkpoint after the second failure
+        assert train(base, tmp_path / "out", *flags, "2") == 1
+        assert "rewards failed 3 times, more than --max_reward_failures 2" in capfd.readouterr().err
+    assert train(base, tmp_path / "out", *flags, "4") == 0
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [line[FAILURES] for line in history if FAILURES in line] == [1.0] * 4
+
+
+def test_answers_given_up_on_are_logged_where_there_are_any(
+    base: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finite(scores: Scores) -> Scores:
+        batches.append(scores)
+        scores.undecided += [Failure([0], "it took longer"), Failure([1], "it took longer")] * (len(batches) == 2)
+        return scores
+
+    batches: list[Scores] = []
+    monkeypatch.setattr("posttrain.rollout.rewards.table._finite", finite)
+    state = tiny.run_policy("rloo", *base, tmp_path / "out")
+    assert [line.get(UNDECIDED) for line in state["log_history"] if FAILURES in line] == [None, 2.0, None]
 
 
 @pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "def score(completions, **c): exit()"])

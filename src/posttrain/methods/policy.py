@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 _ROWS_LOOKED_AT = 1000
 # Evaluation draws from seeds of its own.
 _EVALUATION = 1_000_003
+_UNDECIDED = "rewards/undecided_per_generation"
 
 
 class PolicyMethod(Method):
@@ -270,8 +271,12 @@ class PolicyMethod(Method):
         return {
             "rewards/failures_per_generation": float(failures),
             "rewards/truncated_per_generation": float(truncated),
-            "rewards/undecided_per_generation": float(undecided),
+            _UNDECIDED: float(undecided),
         }
+
+    def finish_metrics(self, values: dict[str, float]) -> dict[str, float]:
+        # Rare, and nothing where no mathematics is graded; counted on every rank, so that all know the same names.
+        return {name: value for name, value in values.items() if name != _UNDECIDED or value}
 
     def _sampled_logprobs(
         self, trainer: PostTrainer, batch: PackedBatch, rollouts: list[Rollout] | None
@@ -324,6 +329,7 @@ class PolicyMethod(Method):
     def state_dict(self) -> dict[str, Any]:
         assert self.train_rollouts is not None
         state = {"rollouts": self.train_rollouts.state_dict(), "schedule": dataclasses.asdict(self.schedule)}
+        state["rewards"] = self.rewards.state_dict()
         return state | (self.reference.state_dict() if self.reference and self.config.sync_ref_model else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -335,6 +341,8 @@ class PolicyMethod(Method):
                 f"has {now}; take the same number of processes and batch sizes, or start anew"
             )
         self.train_rollouts.load_state_dict(state["rollouts"])
+        self.rewards.load_state_dict(state["rewards"])
+        self._trouble[0] = self.rewards.num_failures  # which earlier lines have told
         if self.reference and self.config.sync_ref_model:
             self.reference.load_state_dict(state)
 

@@ -116,7 +116,8 @@ class Rewards:
 
     Attributes:
         names: what the rewards are called in metrics; each once.
-        num_failures: exceptions, timeouts and bad values so far, in this process.
+        num_failures: exceptions, timeouts and bad values so far, of this process of the run; a run that is resumed
+            goes on counting.
         num_undecided: answers that could not be graded in time so far, in this process.
     """
 
@@ -132,6 +133,14 @@ class Rewards:
     def num_truncated(self) -> int:
         """Texts that were too long for a reward model so far, in this process."""
         return sum(getattr(reward, "num_truncated", 0) for reward in self._rewards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later process of this run needs, to bear no more failures than one process would."""
+        return {"num_failures": self.num_failures, "has_scored": self._has_scored}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was called."""
+        self.num_failures, self._has_scored = state["num_failures"], state["has_scored"]
 
     def submit(self, batch: RewardBatch) -> Pending:
         """Begin to score; functions and judges work beside what this process does, models at `result()`.
@@ -181,7 +190,7 @@ class Rewards:
                 logger.warning("reward failed, which counts as no opinion: %s", text)
                 if len(self._first_failures) < _FAILURES_SHOWN:
                     self._first_failures.setdefault((name, reason), text)
-        if self.num_failures > self._max_failures:
+        if self.num_failures > self._max_failures and any(one.failures for one in scores):
             shown = "".join(f"\n  {text}" for text in self._first_failures.values())
             raise UserError(
                 f"rewards failed {self.num_failures} times, more than --max_reward_failures {self._max_failures}; the "
