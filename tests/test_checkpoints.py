@@ -71,6 +71,7 @@ def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_is_used(
     with caplog.at_level("WARNING"):
         assert checkpoints.newest_whole(tmp_path) == tmp_path / "checkpoint-4"
     assert "checkpoint-10 is damaged: weights is not as it was written. It is kept as damaged-" in caplog.text
+    assert "-10-1; the one before it is looked at." in caplog.text
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "damaged-checkpoint-10", "damaged-checkpoint-10-1"]
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "manifest.json").unlink()
@@ -191,7 +192,7 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path: Path) -> None:
                 save(beside / f"file{number}")
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             assert "checkpoint-4 cannot be written: " in str(told.value)
-            assert "checkpoint-2 is whole" in str(told.value)
+            assert "checkpoint-2, which is whole" in str(told.value)
             assert names(tmp_path) == ["checkpoint-2"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -202,7 +203,9 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path: Path) -> None:
 
 def test_room_is_looked_at_before_training(tmp_path: Path) -> None:
     disk.check_room(tmp_path, 1000, 1000)
-    with pytest.raises(UserError, match=r"has room for .* GiB; a checkpoint takes about 1,048,576.0 GiB"):
+    with pytest.raises(
+        UserError, match=r"has room for .* GiB; a checkpoint takes about 1,048,576.0 GiB and the model 0.0 MiB"
+    ):
         disk.check_room(tmp_path, 2**50, 1000)
 
 

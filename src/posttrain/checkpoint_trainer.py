@@ -3,6 +3,7 @@ number that is logged."""
 
 from __future__ import annotations
 
+import logging
 import pickle
 import shutil
 import time
@@ -122,7 +123,11 @@ class CheckpointTrainer(Trainer):
         self._initial_global_step = 0  # what is reported at the end is of the whole run
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        log = logging.getLogger("transformers.trainer_utils")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it would tell that a share of the steps, such as save_steps 0.1, is no number
         begin = super()._init_training_state(max_steps, *args, **kwargs)
+        log.setLevel(level)
         self.state.compute_steps(self.args, max_steps)  # when to log, evaluate and save: as the flags say now
         state, run = self.state, Path(self.args.output_dir)
         if state.best_global_step is not None and state.best_model_checkpoint is None:  # the run's folder was moved

@@ -167,7 +167,8 @@ def newest_whole(run: Path) -> Path | None:
         if wrong is None:
             return folder
         aside = set_aside(folder)
-        logger.warning("%s is damaged: %s. It is kept as %s, and the one before it is used.", folder, wrong, aside.name)
+        what_then = "the one before it is looked at" if checkpoints(run) else "there is no other: training starts anew"
+        logger.warning("%s is damaged: %s. It is kept as %s; %s.", folder, wrong, aside.name, what_then)
     return None
 
 
@@ -272,11 +273,9 @@ def room_to_write(what: str, run: Path, beside: Path) -> Iterator[None]:
         if not is_of_the_disk(error):
             raise
         kept = checkpoints(run)
-        way_out = f"{kept[-1]} is whole" if kept else "there is no checkpoint before it"
+        way_on = f"goes on from {kept[-1]}, which is whole" if kept else "begins anew, since there is no checkpoint"
         raise RunFailed(
-            f"{what} cannot be written: {reason_of(error, run)}; {way_out}. Make room (or another disk, or a lower "
-            "--save_total_limit): the same command goes on from there",
-            PAGE,
+            f"{what} cannot be written: {reason_of(error, run)}; the same command then {way_on}", PAGE
         ) from error
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from posttrain.errors import UserError
 
 PAGE = "troubleshooting.md#resume"
-_OF_THE_DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO),
-    *(errno.EACCES, errno.EPERM),
-}
+_WANT_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_THE_DISK = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM} | _WANT_ROOM
 _OF_TORCH_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error", "file write failed")
 
 
@@ -48,11 +46,17 @@ def check_room(run: Path, checkpoint: int, model: int) -> None:
     """
     free = shutil.disk_usage(run).free
     if free < checkpoint + model:
+        for_checkpoint = f"a checkpoint takes about {in_words(checkpoint)} and " if checkpoint else ""
         raise UserError(
-            f"{run} has room for {free / 2**30:,.1f} GiB; a checkpoint takes about {checkpoint / 2**30:,.1f} GiB and "
-            f"the model {model / 2**30:,.1f} GiB: make room, or name a folder on another disk",
+            f"{run} has room for {in_words(free)}; {for_checkpoint}the model {in_words(model)}: make room, or name a "
+            "folder on another disk",
             PAGE,
         )
+
+
+def in_words(size: float) -> str:
+    """A number of bytes, in MiB or GiB."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def is_of_the_disk(error: Exception) -> bool:
@@ -66,8 +70,12 @@ def is_of_the_disk(error: Exception) -> bool:
 
 
 def reason_of(error: Exception, folder: Path) -> str:
-    """In words, why a folder could not be written to."""
+    """In words, why a folder could not be written to, and what is to be done."""
+    free = shutil.disk_usage(folder).free
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    free = shutil.disk_usage(folder).free / 2**20  # of torch's errors nobody could tell
-    return f"{str(error).strip().splitlines()[0]} ({free:,.0f} MiB are free there)"
+        text, is_room = error.strerror, error.errno in _WANT_ROOM
+    elif free < 2**20:  # of torch's errors nobody could tell
+        text, is_room = os.strerror(errno.ENOSPC), True
+    else:
+        text, is_room = f"{str(error).strip().splitlines()[0]} ({in_words(free)} are free there)", True
+    return f"{text}. {'Make room, or take another disk' if is_room else 'See that it can be written to'}"

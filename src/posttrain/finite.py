@@ -185,13 +185,16 @@ class FiniteTrainer(Trainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if self._gave_up:  # before a best model is loaded, and checkpoints removed in its favour
             checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if not checkpoint.is_dir():  # --save_strategy best saves what is better alone
+                self._save_checkpoint(self.model, None)
+            way_on = ", and the same command goes on from there with the rows that follow"
             raise RunFailed(
                 f"{self._in_a_row} steps in a row were not finite and have not been applied (--max_nonfinite_steps "
                 f"{self.method.config.max_nonfinite_steps}). The last one was {self._last_trouble}. "
                 f"The rows of all of them: {together(self._bad_rows, _ROWS_NAMED)}.\n"
-                f"{checkpoint} holds the model without them, and the same command goes on from there with the rows "
-                "that follow. If the rows are sound: a lower --learning_rate, a lower --max_grad_norm, --bf16 in place "
-                "of --fp16, and a new --output_dir",
+                f"{checkpoint} holds the model without them{'' if self.args.save_only_model else way_on}. If the rows "
+                "are sound: a lower --learning_rate, a lower --max_grad_norm, --bf16 in place of --fp16, and a new "
+                "--output_dir",
                 PAGE,
             )
         return super()._finalize_training(*args, **kwargs)

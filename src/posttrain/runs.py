@@ -49,6 +49,7 @@ WITHOUT_A_SAY = (
 WHEN_TO_SAVE = ("save_steps", "save_strategy")
 # What the optimizer keeps in a checkpoint, whatever the flags say afterwards.
 IN_THE_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
+_DIFFERENCES_SHOWN = 8
 _NOT_TRAINED_WITH = ("experiment", "inspection")  # folders of this package
 
 
@@ -206,7 +207,7 @@ def _check_same(run: Path, config: CommonConfig, about: dict[str, Any]) -> None:
         can_go_on = found and is_same_method
         go_on = "--resume_from_checkpoint true goes on from its checkpoint with those of now, " if can_go_on else ""
         raise UserError(
-            f"--output_dir {run} {what}: {'; '.join(differing)}. Take another --output_dir; or {go_on}"
+            f"--output_dir {run} {what}: {_in_short(differing)}. Take another --output_dir; or {go_on}"
             "--resume_from_checkpoint false starts anew and replaces it",
             PAGE,
         )
@@ -229,7 +230,7 @@ def _compare_with(checkpoint_of: Path, about: dict[str, Any]) -> None:
         )
     differing = differences(before, about)
     if differing:
-        logger.warning("Not as when %s was written: %s.", checkpoint_of, "; ".join(differing))
+        logger.warning("Not as when %s was written: %s.", checkpoint_of, _in_short(differing))
     flags, now = before.get("flags", {}), about["flags"]
     kept = [name for name in IN_THE_OPTIMIZER if flags.get(name) != now.get(name)]
     if kept:
@@ -279,6 +280,11 @@ def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
         torch.distributed.all_gather_object(of_all, step if arguments.local_process_index == 0 else None)
         step = min(one for one in of_all if one is not None)
     return None if step < 0 else run / f"checkpoint-{step}"
+
+
+def _in_short(differing: list[str]) -> str:
+    more = len(differing) - _DIFFERENCES_SHOWN
+    return "; ".join(differing[:_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,1 @@
+"""Completions: sampled from the policy, scored, and made into batches."""
