@@ -118,7 +118,8 @@ def _what_was_loaded(
     if arguments.process_index > 0:
         return dict(broadcast_object_list([None])[0])
     reference = getattr(method.config, "ref_model_name_or_path", None)
-    settings = [model.config.to_dict(), model.generation_config.to_dict() if model.generation_config else {}]
+    generation = getattr(model, "generation_config", None)
+    settings = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
     of_paths = ("_name_or_path", "transformers_version")
     about = {
         "rows": [rows._fingerprint for rows in datasets],
