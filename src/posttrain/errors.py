@@ -3,9 +3,10 @@
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
+
+from posttrain.terminal import close_bars, say
 
 TRACEBACK = "POSTTRAIN_TRACEBACK"  # set to anything: every error shows where in the code it came from
 OUT_OF_MEMORY_PAGE = "troubleshooting.md#out-of-memory"
@@ -70,21 +71,23 @@ def report_mistakes(run: Callable[[], int]) -> int:
     try:
         return run()
     except KeyboardInterrupt:
-        print("posttrain: interrupted", file=sys.stderr)
+        close_bars()
+        say("posttrain: interrupted")
         return 128 + signal.SIGINT
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{_over_bar()}posttrain: {stop}", file=sys.stderr)
+            close_bars()
+            say(f"posttrain: {stop}")
         return 128 + stop.number
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         if isinstance(error, UserError | RunFailed):
-            _report(str(error), [], error.page)
+            report(str(error), [], error.page)
             return 2 if isinstance(error, UserError) else 1
         if is_out_of_memory(error):
             notes = [*getattr(error, "__notes__", []), f"{TRACEBACK}=1 in front of the command shows where it happened"]
-            _report(f"out of memory: {_first_sentence(error)}", notes, OUT_OF_MEMORY_PAGE)
+            report(f"out of memory: {_first_sentence(error)}", notes, OUT_OF_MEMORY_PAGE)
             return 1
         raise
 
@@ -105,18 +108,18 @@ def install(extra: str) -> str:
     return f"pip install -e '.[{extra}]'"
 
 
-def _report(message: str, notes: Iterable[str], page: str | None) -> None:
+def report(message: str, notes: Iterable[str], page: str | None) -> None:
+    """Writes to stderr why a program ends.
+
+    Args:
+        message: the error.
+        notes: lines that follow it.
+        page: where docs/ tells more.
+    """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(2)  # the first process most likely says the same, and when it ends, this one is ended
-    print(f"{_over_bar()}posttrain: error: {message}", file=sys.stderr)
-    for note in notes:
-        print(note, file=sys.stderr)
-    if page is not None:
-        print(f"More: docs/{page}", file=sys.stderr)
-
-
-def _over_bar() -> str:
-    return "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand on this line
+    close_bars()
+    say("\n".join([f"posttrain: error: {message}", *notes, *([f"More: docs/{page}"] if page else [])]))
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -26,7 +26,8 @@ from posttrain.hub_access import check as check_hub
 from posttrain.machine import num_cores
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.runs import check_own
-from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back
+from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back, is_launched
+from posttrain.terminal import say
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
@@ -58,7 +59,7 @@ def train(
     with handled():
         outer = _prepare(config, launch, command, also_check)
         if outer is None:
-            settled = _among_others(config) if _is_launched() else contextlib.nullcontext()
+            settled = _among_others(config) if is_launched() else contextlib.nullcontext()
             with advice_when_out_of_memory(config), settled, tracker_errors():
                 run(config)
             return 0
@@ -94,13 +95,9 @@ def _prepare(
         idle = remark(config)
         if idle is not None:
             logging.getLogger(__name__).info(idle)
-    if not _is_launched() and _needs_launcher(launch) and _settle_processes(launch, config):
+    if not is_launched() and _needs_launcher(launch) and _settle_processes(launch, config):
         return launcher_command(launch, without_token(command))
     return None
-
-
-def _is_launched() -> bool:
-    return LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
 
 
 def _data_is_here(config: CommonConfig) -> bool:
@@ -175,7 +172,7 @@ class _ToStderr(logging.Handler):
     """To whatever stderr is when the message comes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        say(self.format(record))
 
 
 def _show_progress(config: CommonConfig) -> None:

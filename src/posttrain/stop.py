@@ -19,11 +19,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
+from posttrain import terminal
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A terminal, a launcher and Slurm may all pass on one and the same signal: within so many seconds it counts once.
 SAME = 1.0
 LAUNCHED = "POSTTRAIN_LAUNCHED"  # set in the processes that posttrain's own launcher starts
 _PR_SET_PDEATHSIG = 1  # Linux: prctl(2)
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process, ours or another, and so knows how many there are."""
+    return LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
 
 
 class Phase(enum.Enum):
@@ -167,7 +174,7 @@ def before_training(number: int) -> str:
 def say(text: str) -> None:
     """Writes a line to stderr, in the first process, above a progress bar if there is one."""
     if os.environ.get("RANK", "0") == "0":
-        _within(0.5, lambda: _write_line(f"posttrain: {text}\n"))
+        _within(0.5, lambda: _write_line(f"posttrain: {text}"))
 
 
 def end_at_once(number: int, text: str) -> None:
@@ -215,12 +222,8 @@ def _within(seconds: float, action: Callable[[], object]) -> None:
 
 
 def _write_line(line: str) -> None:
-    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    above = contextlib.nullcontext() if bars is None else bars.external_write_mode(file=sys.stderr)
-    with contextlib.suppress(OSError, ValueError), above:  # it may be that nobody reads any more
-        # A terminal has echoed ^C on this line.
-        sys.stderr.write(("\r\x1b[K" if sys.stderr.isatty() else "") + line)
-        sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # it may be that nobody reads any more
+        terminal.say(line)
 
 
 def _leave_to_the_parent() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from posttrain.terminal import visible
+
 WIDTH = 100
 _BAR = 40
 _BINS = 8
@@ -67,11 +69,6 @@ def ink_for(color: str) -> Ink:
     return Ink(color == "always" or (color == "auto" and on_terminal))
 
 
-def visible(text: str) -> str:
-    """Text of the data: what would move the cursor, or write in colours of its own, stands as Python writes it."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def wrapped(text: str, width: int) -> list[str]:
     """Text in lines; a word that is longer than a line stays whole, for it is a path or a flag."""
     return [
@@ -82,8 +79,9 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def item(mark: str, text: str, indent: int = 2) -> list[str]:
-    """A line that begins with a mark one column wide, wrapped; the lines after it stand under its text."""
-    lines = wrapped(text, WIDTH - indent - 2)
+    """A line that begins with a mark one column wide, wrapped; the lines after it stand under its text, in which
+    nothing acts on the terminal."""
+    lines = wrapped(visible(text, kept="\n\t"), WIDTH - indent - 2)
     return [" " * indent + (f"{mark} " if not number else "  ") + line for number, line in enumerate(lines)]
 
 

@@ -10,7 +10,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 from unicodedata import east_asian_width
 
-from posttrain.inspection.display import WIDTH, Ink, visible
+from posttrain.inspection.display import WIDTH, Ink
+from posttrain.terminal import visible
 
 OPEN, CLOSE, LINE_END = "[[", "]]", "⏎"
 _LABEL = 12  # columns of the label in front of a segment

@@ -11,7 +11,7 @@ from posttrain.data.prepare import options_of
 from posttrain.data.problems import Problems
 from posttrain.data.splits import open_source
 from posttrain.hub_access import check_readable, take_token
-from posttrain.inspection.display import Ink, ink_for, item, visible
+from posttrain.inspection.display import Ink, ink_for, item
 from posttrain.inspection.options import Request
 from posttrain.inspection.rows import (
     Column,
@@ -23,6 +23,7 @@ from posttrain.inspection.rows import (
     likely_columns,
     read_sample,
 )
+from posttrain.terminal import visible
 
 _NEEDS = {
     "sft": "messages, or prompt and completion, or text, or conversations, or input_ids",
@@ -100,8 +101,9 @@ def _parsed_as(method: str) -> str:
 
 def _title(sample: Sample, ink: Ink) -> Iterator[str]:
     number = f"{len(sample.rows):,}"
-    read = f"all {number} rows" if sample.is_whole else f"the first {number} rows; --num_rows none reads all"
-    yield f"{ink.bold(sample.name)}  {ink.dim(read)}"
+    rows = "the only row" if len(sample.rows) == 1 else f"all {number} rows"
+    read = rows if sample.is_whole else f"the first {number} rows; --num_rows none reads all"
+    yield f"{ink.bold(visible(sample.name))}  {ink.dim(read)}"
 
 
 def _columns(columns: dict[str, Column], num_rows: int, ink: Ink) -> Iterator[str]:

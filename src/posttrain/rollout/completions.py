@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from posttrain.rollout.rewards.batch import text_of
+from posttrain.terminal import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +96,5 @@ def show_completions(table: pa.Table, names: Sequence[str], number: int, one_a_p
 
 def _indented(title: str, text: str) -> list[str]:
     cut = text if len(text) <= _WIDTH else "… " + text[-_WIDTH:]
-    # What would move the cursor, or write in colours of its own, stands as Python writes it.
-    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in cut)
-    first, *rest = shown.split("\n")
+    first, *rest = visible(cut, kept="\n\t").split("\n")
     return [f"  {title} | {first}", *(f"  {' ' * len(title)} | {line}" for line in rest)]
