@@ -1,5 +1,6 @@
 """How many processes start, what is said before they do, and how they end."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -145,3 +146,19 @@ def test_nobody_is_left_when_the_command_is_killed(number: int, tmp_path: Path) 
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+@pytest.mark.parametrize(("started", "whole"), [("", True), ("LOCAL_RANK", False), ("POSTTRAIN_LAUNCHED", False)])
+def test_the_number_of_processes_is_a_launchers_to_say(
+    started: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators of Kubernetes set WORLD_SIZE in pods, where a launcher is still to start the processes."""
+    for name in ("LOCAL_RANK", "POSTTRAIN_LAUNCHED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    if started:
+        monkeypatch.setenv(started, "0")
+    words = "--model_name_or_path m --dataset_name d --reward_funcs accuracy_reward --num_processes 2"
+    words += " --per_device_train_batch_size 4 --num_generations 8"
+    with contextlib.nullcontext() if whole else pytest.raises(UserError, match="num_generations"):
+        parse_command_line("grpo", words.split())

@@ -16,6 +16,7 @@ from posttrain.config.policy import PolicyConfig
 from posttrain.config.renamed import refusal
 from posttrain.config.yaml_files import load_yaml
 from posttrain.errors import UserError
+from posttrain.stop import is_launched
 
 
 @dataclass(kw_only=True)
@@ -48,7 +49,8 @@ class LaunchOptions:
 
     def processes(self) -> int | None:
         """How many processes train, over all machines; None where only a file or the hardware says so."""
-        if "WORLD_SIZE" in os.environ:
+        # Alone it says nothing of this command: what starts pods sets it in them, for a launcher to read.
+        if "WORLD_SIZE" in os.environ and is_launched():
             return int(os.environ["WORLD_SIZE"])
         alone = self.accelerate_config in (None, "single_gpu", "cpu") and self.config_file is None
         return self.num_processes or (1 if alone and (self.num_machines or 1) == 1 else None)
