@@ -156,6 +156,8 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "an address in a mapping": ("model_init_kwargs", {"proxies": {"https": "http://me:mMark1@host"}}),
     "a token of the hub as a name": ("run_name", "hf_mMark1" + "x" * 30),
     "a key of a judge as a name": ("run_name", "sk-mMark1" + "X" * 30),
+    "a key of a project": ("run_name", "sk-proj-mMark1-x_" + "x1" * 30),
+    "a key of another service": ("run_name", "sk-ant-api03-mMark1_" + "aB3" * 30 + "-AA"),
 }
 
 
@@ -180,10 +182,21 @@ def test_a_flag_that_holds_a_secret_is_refused(
     assert "mMark1" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["sk-learn-and-other-things-fine-tuned", "https://host/rows.jsonl?page=2", "a@b:c@d"])
-def test_what_only_looks_like_a_secret(name: str, tmp_path: Path) -> None:
-    words = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path), "--run_name", name]
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("run_name", "sk-learn-and-other-things-fine-tuned"),
+        ("run_name", "sk-learn-Baseline-2024-lr1e5"),
+        ("run_name", "out/sk-Model-7B-Instruct-v2-long_2024_and_longer"),
+        ("run_name", "https://host/rows.jsonl?page=2"),
+        ("run_name", "a@b:c@d"),
+        ("model_init_kwargs", {"authorization": "none", "token": True}),
+    ],
+)
+def test_what_only_looks_like_a_secret(flag: str, value: Any, tmp_path: Path) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    words = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path), f"--{flag}", text]
     stage = {"sft": {}}
     (tmp_path / "params.yaml").write_text(json.dumps(stage), encoding="utf-8")
     config, _ = stage_config("sft", ["--params", str(tmp_path / "params.yaml"), *words])
-    assert config.run_name == name
+    assert getattr(config, flag) == value

@@ -15,9 +15,13 @@ _PARAMETER = re.compile(
     r"\b[a-z][a-z0-9+.-]*://\S*[?&](?:\w*token|api_?key|key|sig|x-amz-signature|password|secret)=[^&\s]", re.IGNORECASE
 )
 # The forms in which the services that runs meet write their keys: Hugging Face, OpenAI and those like it, GitHub, AWS.
+# Behind sk- (sk-proj-, sk-ant-api03-) words with dashes may be a name; twenty letters and digits in a row are none.
 _FORMS = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b"
+    r"\b(?:hf_[A-Za-z0-9]{30,}\b|gh[pousr]_[A-Za-z0-9]{30,}\b|AKIA[A-Z0-9]{16}\b"
+    r"|sk-[\w-]{0,160}?(?=[A-Za-z]{0,99}\d)(?=\d{0,99}[A-Za-z])[A-Za-z0-9]{20})"
 )
+# Values of a key such as `authorization` that say how, and not with what.
+_NO_SECRETS = {"", "none", "null", "no", "off", "false", "yes", "on", "true", "auto", "default", "required", "optional"}
 
 
 def secret_problems(flags: Mapping[str, Any]) -> Iterator[str]:
@@ -43,7 +47,7 @@ def _secrets(place: str, value: Any) -> Iterator[tuple[str, str]]:
             yield place, "a key"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            if isinstance(inner, str) and str(key).lower() in _KEYS:  # `token: true` is none
+            if isinstance(inner, str) and str(key).lower() in _KEYS and inner.strip().lower() not in _NO_SECRETS:
                 yield f"{place}: {key}", "a key"
             else:
                 yield from _secrets(f"{place}: {key}", inner)
