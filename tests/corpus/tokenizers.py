@@ -76,6 +76,10 @@ CASES: dict[str, Case] = {
     "no EOS": Case(edit_settings(eos_token=None), ["--eos_token"]),
     "an EOS that is no token": Case(edit_settings(eos_token="<|nothing|>"), ["eos_token", "<|nothing|>"]),
     "a PAD that is no token": Case(edit_settings(pad_token="<|nothing|>"), ["pad_token", "<|nothing|>"]),
+    "a PAD with a number that it does not get": Case(
+        both(edit_settings(pad_token="<|pad|>"), write("added_tokens.json", '{"<|pad|>": 320}')),
+        ["pad_token", "<|pad|>"],
+    ),
     "an EOS that is a number": Case(edit_settings(eos_token=2), ["model_name_or_path"]),
     "an EOS in a list": Case(edit_settings(eos_token=["<|im_end|>"]), ["model_name_or_path"]),
     "an EOS that is empty": Case(edit_settings(eos_token=""), ["eos_token"]),
@@ -140,6 +144,12 @@ FINE: dict[str, Callable[[Path], object]] = {
     "cutting off on the left": edit_settings(truncation_side="left"),
     "padding on the left": edit_settings(padding_side="left"),
     "no PAD": edit_settings(pad_token=None),
+    "a PAD that the settings add": edit_settings(
+        pad_token="<|pad|>", added_tokens_decoder={"299": {"content": "<|pad|>"}}
+    ),
+    "a PAD of a file of its own": both(
+        edit_settings(pad_token="<|pad|>"), write("added_tokens.json", '{"<|pad|>": 299}')
+    ),
     "an EOS with its settings": edit_settings(eos_token={"content": "<|im_end|>", "__type": "AddedToken"}),
     "an unknown class": edit_settings(tokenizer_class="NobodysTokenizer"),
     "code of its own, which is not run": edit_settings(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import CommonConfig
 from posttrain.errors import UserError
 from posttrain.hub import explain
+from posttrain.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,7 +112,7 @@ def _load(name: str, config: CommonConfig, flag: str) -> PreTrainedTokenizerBase
     except Exception as error:  # whatever the many tokenizer classes raise, it is the named folder that is at fault
         way_out = "" if Path(name).is_dir() else f" (There is no folder {name} here, so it was looked up on the hub.)"
         raise explain(error, f"{flag} {name}") or UserError(
-            f"{flag}: no tokenizer can be loaded from {name}: {_first_line(error)}{way_out}",
+            f"{flag}: no tokenizer can be loaded from {name}: {first_line(error)}{way_out}",
             "troubleshooting.md#model-loading",
         ) from error
     finally:
@@ -144,6 +145,8 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path, flag
                 f"tokenizer.json, and could only be {number}; copy the file again",
                 "troubleshooting.md#model-loading",
             )
+    elsewhere = _added_elsewhere(folder)
+    known.update(token for token, number in elsewhere.items() if tokenizer.convert_tokens_to_ids(token) == number)
     for name in ("eos_token", "pad_token"):
         token = getattr(tokenizer, name)
         if token is not None and token not in known:
@@ -154,8 +157,17 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path, flag
             )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _added_elsewhere(folder: Path) -> dict[str, int]:
+    """Tokens that stand beside tokenizer.json, in files that transformers has read too, and the numbers they are to
+    have."""
+    found: dict[str, int] = {}
+    settings, file = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    if settings.is_file():
+        numbered = json.loads(settings.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+        found |= {token["content"]: int(number) for number, token in numbered.items()}
+    if file.is_file():
+        found |= json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _special_tokens(tokenizer: Any) -> str:

@@ -24,6 +24,7 @@ from posttrain.reward_scoring import RewardScorer
 from posttrain.rollout.rewards.batch import RewardBatch, Scores, text_of
 from posttrain.rollout.rewards.labels import label_values
 from posttrain.rollout.rewards.sources import Source
+from posttrain.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def _load_tokenizer(path: str, options: dict[str, Any]) -> Any:
         return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # whatever the many tokenizer classes raise
         raise explain(error, f"{FLAG} {path}") or UserError(
-            f"{FLAG}: {path} has no tokenizer that can be loaded: {_first_line(error)}"
+            f"{FLAG}: {path} has no tokenizer that can be loaded: {first_line(error)}"
         ) from error
 
 
@@ -192,7 +193,7 @@ def _load_classifier(path: str, options: dict[str, Any]) -> PreTrainedModel:
         model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise explain(error, f"{FLAG} {path}") or UserError(
-            f"{FLAG}: {path} cannot be loaded: {_first_line(error)}"
+            f"{FLAG}: {path} cannot be loaded: {first_line(error)}"
         ) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -210,7 +211,3 @@ def _longest_input(model: PreTrainedModel, tokenizer: Any) -> int:
     """Tokens that a model can read; encoders count positions of their own, which their tokenizers know of."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_000_000
     return min(int(positions), int(tokenizer.model_max_length))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
