@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2M
 from posttrain import quantisation, training
 from posttrain.adapters import check_adapter
 from posttrain.config import CommonConfig, parse_command_line
+from posttrain.config.paths import check_model
 from posttrain.errors import UserError
-from posttrain.models import loading_options, peft_warnings
+from posttrain.models import load_causal_model, loading_options, peft_warnings
 
 MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
 
@@ -153,6 +154,8 @@ def test_parameters_of_experts(experts: Path, tmp_path: Path, trained: list[Any]
     run("sft", experts, write_sft(tmp_path / "rows.jsonl"), tmp_path / "out", *flags)
     assert trainable(trained[0]) == {f"model.layers.N.mlp.experts.lora_{side}.default.weight" for side in "AB"}
     same_outputs(trained[0], tmp_path / "out")
+    check_model("model_name_or_path", str(tmp_path / "out"))  # of as many rows as r and experts make
+    load_causal_model(CommonConfig(model_name_or_path=str(tmp_path / "out")), str(tmp_path / "out"))
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")

@@ -1,20 +1,24 @@
 """What is said about a model that does not load: which flag named it, and what to do."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from model_folders import edit_weights
+from model_folders import edit_config, edit_weights
 from tiny import write_base, write_preference, write_sft
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config, GPTNeoXConfig, PreTrainedModel
 
 from posttrain.cli import main
 from posttrain.config import DPOConfig
+from posttrain.config.model_files import shapes_of
+from posttrain.config.paths import check_model
 from posttrain.data.tokenizer import load_tokenizer
-from posttrain.model_check import check_vocabulary
+from posttrain.errors import UserError
+from posttrain.model_check import check_models, check_shapes, check_vocabulary
 from posttrain.models import load_causal_model, match_tokenizer
 
 
@@ -84,3 +88,57 @@ def test_new_special_tokens_get_rows_and_are_said(tmp_path: Path, caplog: pytest
     loaded = load_causal_model(config, str(model))
     match_tokenizer(loaded, tokenizer)
     assert loaded.get_input_embeddings().weight.shape[0] == 301
+
+
+def neox() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=97, **sizes))
+
+
+def gemma3_with_eyes() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**sizes, "vocab_size": 97, "num_key_value_heads": 2, "head_dim": 8}
+    eyes = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=eyes, mm_tokens_per_image=4)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("make", [neox, gemma3_with_eyes])
+def test_names_that_transformers_changes_as_it_loads(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    shapes = shapes_of("model", tmp_path)
+    assert not set(shapes) <= set(model.state_dict())  # what this is about
+    check_shapes("model", model, shapes)
+    load_causal_model(DPOConfig(model_name_or_path=str(tmp_path)), str(tmp_path))
+
+
+def test_fewer_layers_for_a_trial(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is left out is told, and what is trained can be saved and loaded again."""
+    config = DPOConfig(model_name_or_path=str(base), model_init_kwargs={"num_hidden_layers": 1})
+    check_models(config)
+    with caplog.at_level("WARNING", logger="posttrain"):
+        model = load_causal_model(config, str(base))
+    assert "left out: model.layers.1." in caplog.text
+    model.save_pretrained(tmp_path / "saved")
+    saved = load_causal_model(DPOConfig(model_name_or_path=str(tmp_path / "saved")), str(tmp_path / "saved"))
+    assert len(saved.model.layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"layer_types": ["no_attention"] * 2}, "--model_init_kwargs do not fit its config.json: .*layer_types"),
+        ({"layer_types": ["full_attention"]}, "with these --model_init_kwargs: list index out of range"),
+        ({"hidden_size": "wide"}, "with these --model_init_kwargs: .*'hidden_size': .*expected int"),
+    ],
+)
+def test_arguments_that_no_model_can_be_made_with(kwargs: dict[str, Any], said: str, base: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        load_causal_model(DPOConfig(model_name_or_path=str(base), model_init_kwargs=kwargs), str(base))
+
+
+def test_the_code_of_a_model_says_what_it_is(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "model")
+    edit_config(model_type=None, auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"})(model)
+    check_model("model_name_or_path", str(model))

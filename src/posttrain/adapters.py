@@ -19,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from posttrain.config import suggestion
 from posttrain.errors import UserError
-from posttrain.models import first_line, peft_warnings
+from posttrain.models import peft_warnings
 from posttrain.quantisation import check_quantisation
+from posttrain.wording import first_line
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 
 
-def check_loaded(what: str, model: PreTrainedModel, info: Mapping[str, Any], new: Iterable[str] = ()) -> None:
+def check_loaded(
+    what: str, model: PreTrainedModel, info: Mapping[str, Any], new: Iterable[str] = (), changed: bool = False
+) -> None:
     """Check what transformers says of a model that it has loaded, and its numbers.
 
     Args:
@@ -29,6 +31,8 @@ def check_loaded(what: str, model: PreTrainedModel, info: Mapping[str, Any], new
         model: as loaded.
         info: the loading info of from_pretrained.
         new: the first words of names that may have been missing.
+        changed: whether the user has changed the config, say to fewer layers: what is left out then is told, not
+            refused.
 
     Raises:
         UserError: weights were missing, and would be random; or are not finite.
@@ -43,7 +47,7 @@ def check_loaded(what: str, model: PreTrainedModel, info: Mapping[str, Any], new
     unexpected = sorted(info["unexpected_keys"])
     patterns = without_numbers(name for name, _ in model.named_parameters())
     beyond = [name for name in unexpected if is_layer(name) and without_numbers([name]) & patterns]
-    if beyond:
+    if beyond and not changed:
         raise UserError(f"{what}: its files hold {some(beyond)}, which its config.json has no layer for", PAGE)
     if unexpected and not new:
         logger.warning("%s: not part of the model, and left out: %s", what, some(unexpected))

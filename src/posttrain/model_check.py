@@ -24,6 +24,7 @@ from posttrain.config.model_files import PAGE, Shapes, shapes_of
 from posttrain.config.paths import adapter_base
 from posttrain.errors import UserError
 from posttrain.loaded_model import is_layer, refuse_missing, some, without_numbers
+from posttrain.wording import first_line
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -81,7 +82,7 @@ def _check_model(config: CommonConfig, what: str, name: str, revision: str, is_c
                 f"{what}: it comes with code of its own; read that, and where you trust it give --trust_remote_code",
                 PAGE,
             ) from error
-        raise UserError(f"{what}: its config.json cannot be used: {_first_line(error)}", PAGE) from error
+        raise UserError(f"{what}: its config.json cannot be used: {first_line(error)}", PAGE) from error
     if is_classifier:
         check_classifier(what, about)
     else:
@@ -186,7 +187,7 @@ def _without_weights(config: CommonConfig, what: str, about: PreTrainedConfig, i
             return kind.from_config(about, trust_remote_code=config.trust_remote_code, **options)
     except Exception as error:  # of whatever kind: a config with numbers that fit no model ends in any error there is
         flag = "--attn_implementation: " if "attention" in str(error).lower() else ""
-        raise UserError(f"{flag}{what}: no model can be made of its config.json: {_first_line(error)}", PAGE) from error
+        raise UserError(f"{flag}{what}: no model can be made of its config.json: {first_line(error)}", PAGE) from error
 
 
 def check_shapes(what: str, model: PreTrainedModel, shapes: Shapes, new: Iterable[str] = ()) -> None:
@@ -233,13 +234,9 @@ def check_shapes(what: str, model: PreTrainedModel, shapes: Shapes, new: Iterabl
             "model",
             PAGE,
         )
-    if any(name.startswith(prefix) for name in strange):
+    if strange:
         return
     there = {id(own[match]) for match in found}
     persistent = set(model.state_dict()) & set(dict(model.named_parameters(remove_duplicate=False)))
     missing = [name for name in persistent if id(own[name]) not in there and name.split(".")[0] not in new]
     refuse_missing(what, missing)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -26,6 +26,7 @@ from posttrain.hub import explain, is_on_hub
 from posttrain.loaded_model import check_loaded, check_loaded_adapter
 from posttrain.machine import num_cores
 from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
+from posttrain.wording import first_line
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -61,9 +62,14 @@ def load_causal_model(
         return _load_model(path, f"{flag} {path}", options, changed=bool(config.model_init_kwargs))
     except UserError:
         raise
-    except LOADING_ERRORS as error:
-        if is_out_of_memory(error):
+    except Exception as error:
+        # Of model_init_kwargs come errors of any kind, from wherever in the model's code they lead.
+        if is_out_of_memory(error) or not (isinstance(error, LOADING_ERRORS) or config.model_init_kwargs):
             raise
+        if not isinstance(error, LOADING_ERRORS):
+            raise UserError(
+                f"{flag} {path}: no model can be made with these --model_init_kwargs: {first_line(error)}", PAGE
+            ) from error
         raise loading_error(error, f"{flag} {path}") from error
 
 
@@ -155,12 +161,6 @@ def adapter_folder(path: str, revision: str = "main") -> str | None:
     if not is_on_hub(path) or find_adapter_config_file(path, revision=revision) is None:
         return None
     return snapshot_download(path, revision=revision, ignore_patterns=["*checkpoint*", "runs/*"])
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without its explanations."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if line.strip().startswith("size mismatch")), lines[0])
 
 
 @contextlib.contextmanager

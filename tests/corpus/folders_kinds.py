@@ -61,6 +61,9 @@ CASES: dict[str, Case] = {
     "code of its own, which is not there": Case(
         edit_config(model_type="own", auto_map=REMOTE), ["own"], ("--trust_remote_code",)
     ),
+    "code of its own, and no kind of model": Case(
+        edit_config(model_type=None, auto_map=REMOTE), ["comes with code of its own", "--trust_remote_code"]
+    ),
     "an encoder": Case(edit_config(model_type="bert", architectures=["BertForMaskedLM"]), ["left to right"]),
     "an encoder without a head": Case(
         edit_config(model_type="distilbert", architectures=["DistilBertModel"]), ["no causal language model"]

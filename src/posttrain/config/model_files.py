@@ -36,7 +36,8 @@ def check_config_file(what: str, folder: Path) -> None:
     """
     about = read_object(what, folder / "config.json")
     kind = about.get("model_type")
-    if not isinstance(kind, str) or not kind:
+    own = about.get("auto_map")  # code that comes with the model, and says what it is where it may run
+    if (not isinstance(kind, str) or not kind) and not (isinstance(own, dict) and "AutoConfig" in own):
         _refuse(f"{what}: its config.json names no model_type, so nobody knows which model it is; copy the original")
     if about.get("is_encoder_decoder"):
         _refuse(f"{what}: a model of the type {kind} has an encoder and a decoder; take one that is a decoder alone")
@@ -202,7 +203,8 @@ def check_adapter_files(what: str, folder: Path) -> str | None:
     if not isinstance(about.get("peft_type"), str):
         _refuse(f"{what}: its adapter_config.json names no peft_type, so nobody knows what kind of adapter it is")
     shapes = shapes_of(what, folder, "adapter_model")
-    if isinstance(rank, int) and not about.get("rank_pattern"):
+    # A matrix of a parameter that holds several experts (target_parameters) has r rows for each of them.
+    if isinstance(rank, int) and not about.get("rank_pattern") and not about.get("target_parameters"):
         for name, (_, shape) in shapes.items():
             if name.endswith("lora_A.weight") and len(shape) == 2 and shape[0] != rank:
                 _refuse(f"{what}: {name} has rank {shape[0]}, and its adapter_config.json says r is {rank}; copy both")
