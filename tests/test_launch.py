@@ -93,8 +93,15 @@ def test_a_mistake_in_several_processes_is_told_once(failing: str, tmp_path: Pat
     assert done.stderr == "posttrain: error: a mistake of the user\n"
 
 
-@pytest.mark.parametrize(("end", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
-def test_the_launcher_ends_as_its_processes_do(end: str, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        ("sys.exit(7)", 7, ""),
+        ("os.kill(os.getpid(), 9)", 137, "process 1 was ended by SIGKILL; most likely this machine's memory ran out"),
+        ("os.kill(os.getpid(), 11)", 139, "process 1 was ended by SIGSEGV. Nothing"),
+    ],
+)
+def test_the_launcher_ends_as_its_processes_do(end: str, code: int, told: str, tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text(f"import os, sys\nif os.environ['RANK'] == '1':\n    {end}\nimport time\ntime.sleep(60)\n")
     launch = LaunchOptions(num_processes=2, accelerate_config="cpu")
@@ -102,7 +109,9 @@ def test_the_launcher_ends_as_its_processes_do(end: str, code: int, tmp_path: Pa
     done = subprocess.run(
         command, env=os.environ | launcher_environment(launch), capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stderr) == (code, "")
+    assert done.returncode == code
+    assert done.stderr.startswith(f"posttrain: error: {told}" if told else "") and len(done.stderr) < 300
+    assert ("the same command goes on from the last checkpoint" in done.stderr) == bool(told)
     assert command[0] == sys.executable
 
 
@@ -116,6 +125,7 @@ def test_a_file_for_one_process_ends_as_that_process_does(end: str, code: int, t
     done = subprocess.run(command, env=os.environ | launcher_environment(launch), capture_output=True, timeout=60)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
+    assert (b"the process that trains was ended by SIGKILL" in done.stderr) == (code == 137)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent has died")
@@ -123,15 +133,21 @@ def test_a_file_for_one_process_ends_as_that_process_does(end: str, code: int, t
 def test_nobody_is_left_when_the_command_is_killed(number: int, tmp_path: Path) -> None:
     script, file = tmp_path / "child.py", tmp_path / "file.yaml"
     script.write_text(
-        "import os, pathlib, sys, time\npathlib.Path(sys.argv[1], str(os.getpid())).touch()\ntime.sleep(60)\n"
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(sys.argv[1] + '-asked').touch())\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])\n"
+        "pathlib.Path(sys.argv[1], str(os.getpid())).touch()\ntime.sleep(60)\n"
     )
     kind = '"NO"' if number == 1 else "MULTI_CPU"
     file.write_text(f"distributed_type: {kind}\nuse_cpu: true\nnum_processes: {number}\n")
     launch = LaunchOptions(config_file=str(file))
     (tmp_path / "pids").mkdir()
     command = launcher_command(launch, [str(script), str(tmp_path / "pids")])
+    # Threads, such as libraries have, of which one may outlive that which has started the launcher.
     program = (
-        "import json, os, sys\nfrom posttrain.launch import supervise\nsupervise(json.loads(sys.argv[1]), os.environ)\n"
+        "import json, os, sys, threading, time\nfrom posttrain.launch import supervise\n"
+        "for _ in range(50):\n    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "supervise(json.loads(sys.argv[1]), os.environ)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", program, json.dumps(command)], env=os.environ | launcher_environment(launch)
@@ -146,6 +162,7 @@ def test_nobody_is_left_when_the_command_is_killed(number: int, tmp_path: Path) 
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert not (tmp_path / "pids-asked").exists()  # to end in good order, and save
 
 
 @pytest.mark.parametrize(("started", "whole"), [("", True), ("LOCAL_RANK", False), ("POSTTRAIN_LAUNCHED", False)])

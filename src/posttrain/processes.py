@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+from posttrain.errors import OUT_OF_MEMORY_PAGE, report
 from posttrain.stop import (
     SIGNALS,
     Answer,
@@ -23,9 +24,11 @@ from posttrain.stop import (
     end_with_parent,
     heeded,
     kill,
+    name_of,
 )
 
 _POLL = 0.5  # seconds between looks for processes that have started since a signal was passed on
+_END = 0.2  # seconds that the threads of a process need to end
 
 
 class _Relay:
@@ -41,9 +44,11 @@ class _Relay:
     def _serve(self) -> None:
         while True:
             number = signal.sigwait(self._numbers)
-            if os.getppid() != self._parent:  # the command was killed: nobody is left training
-                kill(children(recursive=True))
-                os._exit(128 + signal.SIGTERM)
+            if number == signal.SIGTERM:
+                # It tells of the end of the thread that has started this process, too. While another thread of the
+                # command lives on, that one counts as the parent.
+                time.sleep(_END)
+            self._end_if_alone()
             answer = self.asked.by(number)
             if answer is Answer.AT_ONCE:
                 end_at_once(signal.SIGINT, "stopped at once; what was saved before is kept")
@@ -52,9 +57,16 @@ class _Relay:
             elif answer is Answer.FIRST:
                 threading.Thread(target=self._tell, args=(number,), daemon=True).start()
 
+    def _end_if_alone(self) -> None:
+        """Where the command was killed, nobody is left training."""
+        if os.getppid() != self._parent:
+            kill(children(recursive=True))
+            os._exit(128 + signal.SIGTERM)
+
     def _tell(self, number: int) -> None:
         told: set[int] = set()
         while True:
+            self._end_if_alone()
             new = set(children()) - told
             kill(new, number)
             told |= new
@@ -79,12 +91,30 @@ def main() -> int:
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values() if failure.pid not in ended]
-        code = codes[0] if codes else -signal.SIGKILL
-        return code if code >= 0 else 128 - code
+        own = [(f"process {rank}", fail) for rank, fail in error.failures.items() if fail.pid not in ended]
+        return _code_of(own[0][1].exitcode, own[0][0]) if own else 128 + signal.SIGKILL
     except subprocess.CalledProcessError as error:  # of a single process, for which there is no agent
-        return error.returncode if error.returncode >= 0 else 128 - error.returncode
+        return _code_of(error.returncode, "the process that trains")
     return 0
+
+
+def _code_of(code: int, process: str) -> int:
+    """The exit code that stands for the end of a process, which has told why unless a signal ended it.
+
+    Args:
+        code: -N where signal N did.
+        process: in words.
+    """
+    if code >= 0:
+        return code
+    reason = "; most likely this machine's memory ran out" if code == -signal.SIGKILL else ""
+    report(
+        f"{process} was ended by {name_of(-code)}{reason}. Nothing is left running, and the same command goes on from "
+        "the last checkpoint, if there is one",
+        [],
+        OUT_OF_MEMORY_PAGE if code == -signal.SIGKILL else "troubleshooting.md#resume",
+    )
+    return 128 - code
 
 
 def _end_the_others(relay: _Relay) -> set[int]:
