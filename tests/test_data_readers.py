@@ -109,6 +109,20 @@ def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
     assert "line 2: broken JSON" in _error(path)
 
 
+def test_a_text_that_was_cut_off_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b\n{"text": "c"}\n')
+    assert "line 2: broken JSON at character 12 (the line ends in the middle of a text; was it cut off?)" in _error(
+        path
+    )
+    path.write_text('{"text": "a"}\n{"text": "b')
+    assert "line 2: broken JSON at character 10 (the text that begins there has no end; was it cut off?)" in _error(
+        path
+    )
+    path.write_text('{"text": "a\x1bb"}\n')
+    assert r"('\x1b' stands in a text, where JSON writes \u001b)" in _error(path)
+
+
 def test_a_row_must_be_an_object(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n"b"\n')

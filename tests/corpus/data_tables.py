@@ -253,7 +253,9 @@ CASES: dict[str, Case] = {
     ),
     "a link to itself": bad("sft", special(lambda path: path.symlink_to(path)), "rows.jsonl"),
     "a link to nothing": bad("sft", special(lambda path: path.symlink_to("gone")), "rows.jsonl"),
-    "a pipe": bad("sft", special(lambda path: os.mkfifo(path)), "rows.jsonl"),
+    "a pipe": bad("sft", special(lambda path: os.mkfifo(path)), "rows.jsonl", "a pipe, a device"),
+    "a pipe of no kind": bad("sft", special(lambda path: os.mkfifo(path), "rows"), "rows: a pipe, a device"),
+    "a device": bad("sft", lambda folder: Path("/dev/zero"), "/dev/zero: a pipe, a device"),
     "a pipe in a folder": bad("sft", special(lambda path: os.mkfifo(path), "train.jsonl", given=""), "no split"),
     "a pipe in a split's folder": bad(
         "sft", special(lambda path: os.mkfifo(path), "train/a.jsonl", given=""), "a pipe"

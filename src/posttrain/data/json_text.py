@@ -42,7 +42,7 @@ def parse_json(text: str) -> Any:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise BrokenJSON(error.msg, error.pos) from error
+        raise BrokenJSON(_reason(error), error.pos) from error
     except RecursionError:
         raise _too_deep() from None
     except BrokenJSON:
@@ -52,6 +52,18 @@ def parse_json(text: str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(value)
     return value
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    """What is wrong, where Python's words for it are of little help: a text that was cut off, or is no JSON inside."""
+    if error.msg.startswith("Unterminated string"):
+        return "the text that begins there has no end; was it cut off?"
+    if error.msg.startswith("Invalid control character"):
+        letter = error.doc[error.pos]
+        if letter in "\r\n":
+            return "the line ends in the middle of a text; was it cut off?"
+        return f"{letter!r} stands in a text, where JSON writes {json.dumps(letter)[1:-1]}"
+    return error.msg
 
 
 def _check_depth(value: Any) -> None:

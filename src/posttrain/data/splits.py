@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from posttrain.config import CommonConfig, DatasetSource
+from posttrain.data.files import check_regular
 from posttrain.data.json_text import parse_json, shortened
 from posttrain.data.readers import SUFFIXES, known_suffix
 from posttrain.data.slices import Bounds, Slice, parse_split
@@ -109,6 +110,8 @@ def open_named(
         return _whole(path, wanted, lambda: FileSource((path,), streamed))
     if path.is_dir():
         return _open_folder(path, wanted, streamed)
+    if path.exists():
+        check_regular(path)
     if known_suffix(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{hide_token(name)}: no such file or folder{_nearby(path)} ({where})")
     return open_hub(hide_token(f"{where} {name}"), name, hub_config, partial(_pick, wanted, where=name), streamed)
