@@ -16,10 +16,10 @@ from helpers_rewards import batch_of, column, rewards_of
 from posttrain.checkpoints import checkpoints, what_is_wrong
 from posttrain.cli import main
 from posttrain.grading import is_same_mathematics
+from posttrain.memory_limit import limited_memory
 from posttrain.rollout.rewards.attempts import CallLostError, score_rows
 from posttrain.rollout.rewards.batch import Failure, Scores
 from posttrain.rollout.rewards.calls import FunctionName, Reply
-from posttrain.rollout.rewards.worker import _limited_memory
 
 HOSTILE = {
     "a tower of powers": r"\boxed{9^{9^{9^{9}}}}",
@@ -42,9 +42,9 @@ def test_hostile_mathematics_is_wrong_and_soon_done(title: str, monkeypatch: pyt
     assert time.process_time() - start < 10  # some of what is bounded a second each, and the import of a library
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says how much memory a process has")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory a process has")
 def test_memory_is_bounded_for_as_long_as_asked() -> None:
-    with _limited_memory(32 << 20):
+    with limited_memory(32 << 20):
         bytes(8 << 20)
         with pytest.raises(MemoryError):
             bytes(256 << 20)

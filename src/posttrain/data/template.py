@@ -2,15 +2,13 @@
 
 It runs in the sandbox of transformers, which keeps it from Python's internals, files and imports. What the sandbox does
 not limit is limited here, for every single rendering: the time of the processor, the memory, and how much more text
-comes out than went in. Setting the limits takes 7 µs on the machine where this was measured; rendering a conversation
+comes out than went in. Setting the limits takes 9 µs on the machine where this was measured; rendering a conversation
 of two turns took 30 to 50. With all that is looked at in data files, preparing rows takes about a tenth longer.
 
 The clock is that of a signal, which Python delivers to the main thread alone: elsewhere there is no limit of time.
 Memory is limited where the system says how much a process has (Linux).
 """
 
-import os
-import resource
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -23,10 +21,10 @@ from posttrain.data.clock import stop_clock
 from posttrain.data.json_text import letters_in, shortened
 from posttrain.data.problems import RowError
 from posttrain.errors import UserError
+from posttrain.memory_limit import limited_memory
 
 SECONDS = 10.0  # of the processor
 MEMORY = 2**31  # bytes above what the process has
-_WHOLE = 2**60
 FREE_LETTERS, LETTERS_FOR_ONE = 2**20, 20  # a rendering may be so long, and so many times as long as what it is of
 _PAGE = "troubleshooting.md#data"
 _PROBES = ("Qwertz", "Bvlyxh")
@@ -38,7 +36,6 @@ _NOT_VARIABLES = frozenset(
     "tokenizer_kwargs".split()
 )
 
-_sizes: dict[int, int] = {}  # process → its open /proc/self/statm; opening it anew takes three times as long
 _seen: set[str] = set()  # templates that have shown that they write what messages say
 
 
@@ -54,29 +51,14 @@ def _with_limits(render: Callable[[], str]) -> str:
     has_clock = threading.current_thread() is threading.main_thread()
     if has_clock and signal.getsignal(signal.SIGVTALRM) is not _ring:
         signal.signal(signal.SIGVTALRM, _ring)  # for good: nobody else uses this signal, and installing it costs most
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    ceiling = _size_of_process() + MEMORY
-    if (soft == resource.RLIM_INFINITY or soft > ceiling) and ceiling < _WHOLE:
-        resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
-    try:
-        if has_clock:
-            signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-        return render()
-    finally:
-        if has_clock:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _size_of_process() -> int:
-    """Bytes of its address space; so many that there is no limit, where the system does not say."""
-    process = os.getpid()
-    if process not in _sizes:
+    with limited_memory(MEMORY):
         try:
-            _sizes[process] = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return _WHOLE
-    return int(os.pread(_sizes[process], 32, 0).split()[0]) * resource.getpagesize()
+            if has_clock:
+                signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+            return render()
+        finally:
+            if has_clock:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def within_limits(render: Callable[[], str], said: Any) -> str:

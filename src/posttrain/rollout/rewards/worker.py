@@ -7,8 +7,6 @@ import asyncio
 import contextlib
 import os
 import random
-import re
-import resource
 import signal
 import sys
 import threading
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from posttrain.errors import UserError
+from posttrain.memory_limit import limited_memory
 from posttrain.rollout.rewards.calls import FunctionName, Reply, call_function, call_rows, load_function, needed_columns
 from posttrain.rollout.rewards.functions import FUNCTIONS
 from posttrain.stop import outlive_signals
@@ -82,28 +81,10 @@ def _answers(request: Request, functions: dict[FunctionName, Any], runner: async
     elif isinstance(request, Call):
         yield call_function(functions[request.name], request.arguments, runner)
     elif request.name.text in FUNCTIONS:
-        with _limited_memory(GRADING_MEMORY):
+        with limited_memory(GRADING_MEMORY):
             yield from call_rows(functions[request.name], request.arguments, runner)
     else:
         yield from call_rows(functions[request.name], request.arguments, runner)
-
-
-@contextlib.contextmanager
-def _limited_memory(more: int) -> Iterator[None]:
-    """A MemoryError where this process would grow by more bytes, where the system knows such a limit (Linux)."""
-    status = Path("/proc/self/status")
-    size = re.search(r"VmData:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    if size is None:
-        yield
-        return
-    before, highest = resource.getrlimit(resource.RLIMIT_DATA)
-    most = int(size[1]) * 1024 + more
-    limits = [one for one in (before, highest) if one != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *limits]), highest))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (before, highest))
 
 
 def _be_the_first_to_go() -> None:
