@@ -1,9 +1,9 @@
 """JSON as the value of a flag, and values as messages show them."""
 
-import json
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.strict_json import BrokenJSON, parse_json
 
 
 def read_json(text: str, called: str) -> Any:
@@ -16,28 +16,11 @@ def read_json(text: str, called: str) -> Any:
     Raises:
         UserError: it is not JSON, or holds what no flag takes.
     """
-
-    def refuse(word: str) -> Any:
-        raise UserError(f"{called}: {show(text)} is not JSON ({word} is no number there)")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise UserError(f"{called}: {show(text)} names {show(key)} twice; leave one of them out")
-            found[key] = value
-        return found
-
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{called}: {show(text)} is not JSON ({error})") from None
-    except RecursionError:
-        raise UserError(f"{called}: {show(text)} is nested too deep") from None
-    except UserError:
-        raise
-    except ValueError:  # Python reads no number of thousands of digits
-        raise UserError(f"{called}: {show(text)} holds a number that is too large") from None
+        return parse_json(text, is_finite=True)
+    except BrokenJSON as error:
+        where = "" if error.position is None else f" at character {error.position + 1}"
+        raise UserError(f"{called}: {show(text)} is not JSON that can be taken{where}: {error}") from None
 
 
 def show(raw: Any) -> str:

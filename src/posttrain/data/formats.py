@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.format_errors import MESSAGES_EXAMPLE, wrong_columns, wrong_type
-from posttrain.data.json_text import BrokenJSON, parse_json
 from posttrain.data.prefix import common_prefix_length
 from posttrain.data.problems import RowError
 from posttrain.data.template import check_options
+from posttrain.strict_json import BrokenJSON, parse_json
 
 Message = dict[str, Any]
 Content = str | list[Message]  # plain text, or a conversation

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from posttrain.data.files import MAX_LINE, check_regular, first_letter, lines_of, whole_text
-from posttrain.data.json_text import BrokenJSON, parse_json, shortened
+from posttrain.data.json_text import shortened
 from posttrain.data.problems import row_as_text
 from posttrain.errors import UserError
+from posttrain.strict_json import BrokenJSON, parse_json
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 SUFFIXES = (*TEXT_SUFFIXES, *(suffix + ".gz" for suffix in TEXT_SUFFIXES), ".parquet")

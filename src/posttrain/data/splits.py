@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from posttrain.config import CommonConfig, DatasetSource
 from posttrain.data.files import check_regular
-from posttrain.data.json_text import parse_json, shortened
+from posttrain.data.json_text import shortened
 from posttrain.data.readers import SUFFIXES, known_suffix
 from posttrain.data.slices import Bounds, Slice, parse_split
 from posttrain.data.sources import FileSource, HeldOut, Mixture, Part, Source
@@ -20,6 +20,7 @@ from posttrain.data.tables import open_hub, open_saved
 from posttrain.errors import UserError
 from posttrain.hub import hide_token
 from posttrain.hub_access import BUILDERS
+from posttrain.strict_json import parse_json
 
 Role = Literal["train", "test"]
 DEFAULT_SEED = 42  # transformers' own
