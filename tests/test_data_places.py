@@ -15,7 +15,7 @@ from helpers_data import make_tokenizer
 from posttrain.batch import PackedBatch
 from posttrain.config import DatasetSource, DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 from posttrain.data.places import together
-from posttrain.data.prepare import prepare
+from posttrain.data.prepare import in_words, prepare
 from posttrain.methods.dpo import DPO
 from posttrain.methods.reward import Reward
 from posttrain.methods.sft import SFT
@@ -115,3 +115,8 @@ def test_places_of_the_same_file_stand_together() -> None:
     assert together(places, limit=4) == "a b.jsonl line 3, 12, 4; c.parquet row 1 and 2 more"
     assert together([together(places), "a b.jsonl line 5"]).startswith("a b.jsonl line 3, 12, 4, 5; c.parquet")
     assert together([]) == ""
+
+
+def test_what_became_of_the_rows_is_told_in_order() -> None:
+    counts = {"eos_targets": 1, "rows": 1200, "rows_read": 1201, "rows_dropped_no_target": 1, "tokens": 9, "targets": 0}
+    assert in_words(counts) == ("1,201 rows read, 1,200 rows, 9 tokens, 1 target that is EOS, 1 row dropped no target")

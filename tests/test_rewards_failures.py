@@ -41,7 +41,7 @@ def test_when_everything_hangs_the_rest_is_not_tried(caplog: pytest.LogCaptureFi
     with rewards_of(f"{MINE}:hang", reward_timeout=0.3, max_reward_failures=4) as rewards:
         assert column(rewards.submit(batch_of(["hang"] * 9)).result()) == [None] * 9
     assert rewards.num_failures == 4
-    assert "hang at 6 rows (data.jsonl:4 to data.jsonl:9): not tried" in caplog.text
+    assert "hang at 6 completions (data.jsonl:4; data.jsonl:5; data.jsonl:6 and 3 more): not tried" in caplog.text
 
 
 def test_what_fails_only_with_all_rows_together(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,10 +83,19 @@ def test_too_many_failures_end_the_run(caplog: pytest.LogCaptureFixture) -> None
         with pytest.raises(UserError) as error:
             rewards.submit(batch_of(["d"], tag=["x"])).result()
     text = str(error.value)
-    assert "failed 4 times, more than --max_reward_failures 3" in text
+    assert "failed 4 times, more than --max_reward_failures 3 (counted are calls" in text
+    assert text.splitlines()[-1].endswith("or bear more with --max_reward_failures.")
     assert text.count("ZeroDivisionError") == caplog.text.count("ZeroDivisionError") == 1  # said once, of three rows
-    assert "divide at 3 rows (data.jsonl:1 to data.jsonl:3): ZeroDivisionError" in text
+    assert "divide at 3 completions (data.jsonl:1; data.jsonl:2; data.jsonl:3): ZeroDivisionError" in text
     assert "divide at data.jsonl:1: TypeError" in text
+
+
+def test_failures_of_one_prompt_name_its_row_once(caplog: pytest.LogCaptureFixture) -> None:
+    with rewards_of(f"{MINE}:divide", max_reward_failures=3) as rewards:
+        batch = batch_of(["a", "b", "c"], tag=[0, 0, 0])
+        batch.places[:] = ["data.jsonl line 153", "data.jsonl line 153", "data.jsonl line 27"]
+        rewards.submit(batch).result()
+    assert "divide at 3 completions (data.jsonl line 153, 27): ZeroDivisionError" in caplog.text
 
 
 def test_rows_without_any_opinion_are_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -130,7 +130,8 @@ def _tokenised_batches(
         disable=None if is_first_process() else True,
     )
     yield from tokenised_batches(iter(bar), 0, tokenizer, kind, options, totals)
-    totals.problems.raise_if_any(source.name, f"{totals.counts['rows_read']:,} rows")
+    number = totals.counts["rows_read"]
+    totals.problems.raise_if_any(source.name, "the only row" if number == 1 else f"{number:,} rows")
 
 
 def tokenised_batches(

@@ -8,7 +8,8 @@ kept under the hash of those.
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROWS_CHECKED_EARLY = 1000
+_TOLD_FIRST = ("rows_read", "rows", "tokens", "targets", "eos_targets")
 
 
 @dataclass
@@ -88,11 +90,22 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
     folder = store.cached_folder(cache_root(config.cache_dir) / "tokenised", key, fill)
     about = store.read_about(folder)
     if is_first_process():
-        counts = {name.replace("_", " "): count for name, count in about["counts"].items() if count}
-        logger.info("%s: %s", source.name, ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+        logger.info("%s: %s", source.name, in_words(about["counts"]))
         for note in about["notes"]:
             logger.warning("%s: %s", source.name, note)
     return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"])
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """The counts of PreparedData that are not 0, the most telling ones first: "1,200 rows read, 1,198 rows, …"."""
+    parts = []
+    for name in [*(name for name in _TOLD_FIRST if name in counts), *sorted(counts.keys() - set(_TOLD_FIRST))]:
+        words = "targets that are EOS" if name == "eos_targets" else name.replace("_", " ")
+        if counts[name] == 1:
+            words = re.sub(r"^(row|token|target)s", r"\1", words).replace("that are", "that is")
+        if counts[name]:
+            parts.append(f"{counts[name]:,} {words}")
+    return ", ".join(parts)
 
 
 def _streamed(
@@ -131,7 +144,7 @@ def check(config: CommonConfig, kind: str) -> set[str]:
                 check_rows([row], kind, options, problems)
                 columns.update(row.columns)
                 number += 1
-            problems.raise_if_any(name, f"the first {number:,} rows")
+            problems.raise_if_any(name, "the first row" if number == 1 else f"the first {number:,} rows")
     return columns
 
 

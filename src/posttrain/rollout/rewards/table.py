@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from posttrain.config.rewards import RewardSourceFlags
+from posttrain.data.places import together
 from posttrain.errors import RunFailed, UserError
 from posttrain.rollout.rewards.attempts import Here
 from posttrain.rollout.rewards.batch import Failure, RewardBatch, Scores
@@ -18,7 +19,7 @@ from posttrain.rollout.rewards.sources import Source, answers_file, function_nam
 
 logger = logging.getLogger(__name__)
 
-_FAILURES_SHOWN = 5
+_FAILURES_SHOWN, _PLACES_SHOWN = 5, 3
 _GOES_ON = (
     "Checkpoints that the run has written are whole: the same command goes on from the last one; with a function that "
     "has been mended, add --resume_from_checkpoint true."
@@ -193,8 +194,9 @@ class Rewards:
         if self.num_failures > self._max_failures and any(one.failures for one in scores):
             shown = "".join(f"\n  {text}" for text in self._first_failures.values())
             raise UserError(
-                f"rewards failed {self.num_failures} times, more than --max_reward_failures {self._max_failures}; the "
-                f"first failures:{shown}\nMend the reward (or give it longer with --reward_timeout), or bear more.",
+                f"rewards failed {self.num_failures} times, more than --max_reward_failures {self._max_failures} "
+                f"(counted are calls, which may each be for several completions); the first failures:{shown}\n"
+                "Mend the reward (or give it longer with --reward_timeout), or bear more with --max_reward_failures.",
                 "rewards.md#where-functions-run-and-what-happens-when-they-fail",
             )
 
@@ -203,24 +205,22 @@ class Rewards:
         silent = np.isnan(table).all(1)
         if silent.any() and not self._has_been_silent:
             self._has_been_silent = True
+            first = batch.places[int(silent.argmax())]
             logger.warning(
                 "no reward has an opinion on %d of %d completions (the first at %s): nothing is learnt from them",
-                silent.sum(),
-                len(batch),
-                batch.places[int(silent.argmax())],
+                *(silent.sum(), len(batch), first),
             )
 
 
 def _told(name: str, batch: RewardBatch, failures: Sequence[Failure]) -> dict[str, str]:
     """What is said of failures, by their reason: what fails on every row is said once."""
-    rows_of: dict[str, list[Sequence[int]]] = {}
+    rows_of: dict[str, list[int]] = {}
     for failure in failures:
-        rows_of.setdefault(failure.reason, []).append(failure.rows)
+        rows_of.setdefault(failure.reason, []).extend(failure.rows)
     texts = {}
-    for reason, groups in rows_of.items():
-        places = [batch.places[row] for rows in groups for row in rows]
-        where = places[0] if len(places) == 1 else f"{len(places)} rows ({places[0]} to {places[-1]})"
-        texts[reason] = f"{name} at {where}: {reason}"
+    for reason, rows in rows_of.items():
+        where = together((batch.places[row] for row in rows), _PLACES_SHOWN)
+        texts[reason] = f"{name} at {where if len(rows) == 1 else f'{len(rows)} completions ({where})'}: {reason}"
     return texts
 
 
