@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from tqdm import tqdm
+from transformers.utils import logging as logging_of_transformers
 
 from posttrain.cli import main
 from posttrain.errors import RunFailed, report_mistakes
 from posttrain.launch import _ToStderr
+from posttrain.terminal import show_long_bars_only
 
 
 class Terminal(io.StringIO):
@@ -72,3 +74,18 @@ def test_nothing_of_a_data_file_acts_on_the_terminal(
     assert main([*words, str(tmp_path / "rows.jsonl")]) in (0, 1, 2)
     printed = "".join(capsys.readouterr())
     assert printed and not [letter for letter in printed if not letter.isprintable() and letter != "\n"]
+
+
+def test_bars_of_transformers_are_shown_where_they_take_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = logging_of_transformers.set_tqdm_hook(None)
+    try:
+        show_long_bars_only()
+        list(logging_of_transformers.tqdm(range(3), desc="Writing model shards"))
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr("posttrain.terminal._SECONDS_BEFORE_BAR", 0.0)
+        list(logging_of_transformers.tqdm(range(3), desc="Writing model shards"))
+        assert "Writing model shards: 100%" in capsys.readouterr().err
+    finally:
+        logging_of_transformers.set_tqdm_hook(before)

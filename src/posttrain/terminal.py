@@ -5,6 +5,7 @@ import contextlib
 import sys
 from typing import Any
 
+_SECONDS_BEFORE_BAR = 5.0
 _KEPT = "\n\t\u00a0\u202f\u3000"  # of what is not printable to Python: line ends, and spaces of other scripts
 
 
@@ -49,3 +50,11 @@ def _open_bars() -> list[Any]:
     """The progress bars on stderr, if anybody has imported tqdm."""
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
     return [bar for bar in list(getattr(bars, "_instances", ())) if bar.fp == sys.stderr]
+
+
+def show_long_bars_only() -> None:
+    """Has transformers show its own progress bars, of weights that are loaded and written, where they take a while.
+    Those of training and of downloads are others."""
+    from transformers.utils import logging
+
+    logging.set_tqdm_hook(lambda bar, words, options: bar(*words, **{"delay": _SECONDS_BEFORE_BAR, **options}))

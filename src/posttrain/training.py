@@ -48,6 +48,7 @@ from posttrain.positions import check_positions
 from posttrain.publish import create_repository
 from posttrain.runs import digest_of, digest_of_folder, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
+from posttrain.terminal import show_long_bars_only
 from posttrain.trainer import TIMINGS, PostTrainer
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def run(method: Method) -> dict[str, float]:
         RunFailed: it cannot go on; its last checkpoint is whole.
     """
     config = method.config
+    show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time
     check_models(config)
     check_adapter(config)
