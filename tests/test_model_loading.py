@@ -13,13 +13,14 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, Gemma3Config, GPTNeoXConfig, PreTrainedModel
 
 from posttrain.cli import main
-from posttrain.config import DPOConfig
+from posttrain.config import DPOConfig, RewardConfig
 from posttrain.config.model_files import shapes_of
 from posttrain.config.paths import check_model
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.errors import UserError
 from posttrain.model_check import check_models, check_shapes, check_vocabulary
 from posttrain.models import load_causal_model, match_tokenizer
+from posttrain.reward_model import load_reward_model
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,8 @@ def test_names_that_transformers_changes_as_it_loads(make: Callable[[], PreTrain
 
 def test_fewer_layers_for_a_trial(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is left out is told, and what is trained can be saved and loaded again."""
-    config = DPOConfig(model_name_or_path=str(base), model_init_kwargs={"num_hidden_layers": 1})
+    layers = {"num_hidden_layers": 1}
+    config = DPOConfig(model_name_or_path=str(base), model_init_kwargs=layers)
     check_models(config)
     with caplog.at_level("WARNING", logger="posttrain"):
         model = load_causal_model(config, str(base))
@@ -123,6 +125,9 @@ def test_fewer_layers_for_a_trial(base: Path, tmp_path: Path, caplog: pytest.Log
     model.save_pretrained(tmp_path / "saved")
     saved = load_causal_model(DPOConfig(model_name_or_path=str(tmp_path / "saved")), str(tmp_path / "saved"))
     assert len(saved.model.layers) == 1
+    scored = load_reward_model(RewardConfig(model_name_or_path=str(base), model_init_kwargs=layers), str(base))
+    assert len(scored.model.layers) == 1
+    scored.save_pretrained(tmp_path / "scored")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,8 @@ def test_fewer_layers_for_a_trial(base: Path, tmp_path: Path, caplog: pytest.Log
 def test_arguments_that_no_model_can_be_made_with(kwargs: dict[str, Any], said: str, base: Path) -> None:
     with pytest.raises(UserError, match=said):
         load_causal_model(DPOConfig(model_name_or_path=str(base), model_init_kwargs=kwargs), str(base))
+    with pytest.raises(UserError, match="--model_name_or_path"):
+        load_reward_model(RewardConfig(model_name_or_path=str(base), model_init_kwargs=kwargs), str(base))
 
 
 def test_the_code_of_a_model_says_what_it_is(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from posttrain.config.model_files import PAGE, Shapes
 from posttrain.errors import UserError
+from posttrain.wording import first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,6 +75,19 @@ def check_loaded_adapter(what: str, model: PeftModel, shapes: Shapes) -> None:
         )
     refuse_missing(what, own - there)
     check_finite(what, model)
+
+
+def settle_config(what: str, model: PreTrainedModel) -> None:
+    """Raise for a config, changed by the user, that transformers would refuse to save; fewer layers than there are
+    kinds of layers in a list are no reason for that."""
+    about = model.config.get_text_config()
+    kinds, layers = getattr(about, "layer_types", None), getattr(about, "num_hidden_layers", None)
+    if kinds and layers and len(kinds) > layers:
+        about.layer_types = kinds[:layers]
+    try:
+        getattr(model.config, "validate", dict)()  # which code of a model's own may lack
+    except Exception as error:  # of whatever kind: its checks are those of many families
+        raise UserError(f"{what}: --model_init_kwargs do not fit its config.json: {first_line(error)}", PAGE) from error
 
 
 def refuse_missing(what: str, missing: Iterable[str]) -> None:

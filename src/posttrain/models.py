@@ -23,7 +23,7 @@ from posttrain.config.model_files import PAGE, shapes_of
 from posttrain.config.paths import adapter_on_adapter
 from posttrain.errors import UserError, is_out_of_memory
 from posttrain.hub import explain, is_on_hub
-from posttrain.loaded_model import check_loaded, check_loaded_adapter
+from posttrain.loaded_model import check_loaded, check_loaded_adapter, settle_config
 from posttrain.machine import num_cores
 from posttrain.quantisation import is_quantised, quantisation_options, quantised_dtype
 from posttrain.wording import first_line
@@ -80,21 +80,8 @@ def _load_model(path: str, what: str, options: dict[str, Any], changed: bool = F
         )
     check_loaded(what, model, info, changed=changed)
     if changed:
-        _settle_config(what, model)
+        settle_config(what, model)
     return model
-
-
-def _settle_config(what: str, model: PreTrainedModel) -> None:
-    """Raise for a config, changed by the user, that transformers would refuse to save; fewer layers than there are
-    kinds of layers in a list are no reason for that."""
-    about = model.config.get_text_config()
-    kinds, layers = getattr(about, "layer_types", None), getattr(about, "num_hidden_layers", None)
-    if kinds and layers and len(kinds) > layers:
-        about.layer_types = kinds[:layers]
-    try:
-        getattr(model.config, "validate", dict)()  # which code of a model's own may lack
-    except Exception as error:  # of whatever kind: its checks are those of many families
-        raise UserError(f"{what}: --model_init_kwargs do not fit its config.json: {first_line(error)}", PAGE) from error
 
 
 def _load_adapter(folder: str, what: str, options: dict[str, Any]) -> PreTrainedModel:

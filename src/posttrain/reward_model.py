@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from posttrain.config.model_files import shapes_of
 from posttrain.config.paths import adapter_on_adapter, no_score_head
 from posttrain.errors import UserError, is_out_of_memory
-from posttrain.loaded_model import check_loaded, check_loaded_adapter
+from posttrain.loaded_model import check_loaded, check_loaded_adapter, settle_config
 from posttrain.model_check import HEADS, check_classifier
 from posttrain.models import (
     LOADING_ERRORS,
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from posttrain.config import CommonConfig
+
+# Arguments of from_pretrained that a config may hold too.
+_OF_LOADING = {"dtype", "quantization_config"}
 
 
 def load_reward_model(config: CommonConfig, path: str) -> PreTrainedModel:
@@ -78,9 +81,9 @@ def load_sequence_classifier(
             model, has_head = _load_classifier(path, name, options | hub | {"dtype": dtype})
     except UserError:
         raise
-    except LOADING_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
+    except Exception as error:
+        if is_out_of_memory(error) or not (isinstance(error, LOADING_ERRORS) or options.keys() - hub):
+            raise  # of options, which are the user's, come errors of any kind
         raise loading_error(error, f"{name} {path}") from error
     if not has_head and not may_have_new_head:
         raise no_score_head(f"{name} {path}")
@@ -95,11 +98,17 @@ def _load_classifier(path: str, name: str, options: dict[str, Any]) -> tuple[Pre
     is_classifier = any("ForSequenceClassification" in one for one in config.architectures or ())
     check_classifier(f"{name} {path}", config)
     config.num_labels = 1
+    # from_pretrained changes a config that it reads itself; with one that it is given, these would be the model's.
+    changes = {key: options[key] for key in options.keys() & config.to_dict().keys() - _OF_LOADING}
+    config.update(changes)
+    rest = {key: value for key, value in options.items() if key not in changes}
     with without_report():
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **rest
         )
-    check_loaded(f"{name} {path}", model, info, new=() if is_classifier else HEADS)
+    check_loaded(f"{name} {path}", model, info, new=() if is_classifier else HEADS, changed=bool(changes))
+    if changes:
+        settle_config(f"{name} {path}", model)
     return model, not any(key.split(".")[0] in HEADS for key in info["missing_keys"])
 
 
