@@ -102,7 +102,9 @@ def test_inspect_says_it(title: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (None, "does not exist"),
         (b"\xff\xfe{\0{\0", "cannot be read"),
-        (b"{{ messages | map(attribute='content') | joint }}", "chat template line 1"),
+        (b"{{ messages | map(attribute='content') | joint }}", "chat template line 1 of {path}: No filter"),
+        (b"{{ raise_exception('not me') }}", "not me; change the row or the template of {path}"),
+        (b"the same for all", "mend the template of {path}, or give another one"),
     ],
 )
 def test_a_template_file(
@@ -115,7 +117,7 @@ def test_a_template_file(
     if content is not None:
         path.write_bytes(content)
     assert main(given) == 2
-    assert said in capsys.readouterr().err
+    assert said.format(path=path) in capsys.readouterr().err
 
 
 def test_in_a_process_of_its_own(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

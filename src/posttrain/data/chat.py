@@ -91,7 +91,7 @@ def _render_marked(
         spans.extend(tuple(span) for span in found[0])
         return str(rendered[0])
 
-    return within_limits(own_render, (messages, tools, template_kwargs)), spans
+    return within_limits(own_render, (messages, tools, template_kwargs), template), spans
 
 
 def assistant_spans(render: Render, messages: list[Message], special_tokens: tuple[str, ...]) -> tuple[str, list[Span]]:

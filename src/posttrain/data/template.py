@@ -36,6 +36,7 @@ _NOT_VARIABLES = frozenset(
     "tokenizer_kwargs".split()
 )
 
+_files: dict[str, str] = {}  # template → the file that it was read from
 _seen: set[str] = set()  # templates that have shown that they write what messages say
 
 
@@ -61,12 +62,22 @@ def _with_limits(render: Callable[[], str]) -> str:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def within_limits(render: Callable[[], str], said: Any) -> str:
+def read_from(template: str, path: str) -> None:
+    """Has messages about a template name the file that it was read from."""
+    _files[template] = path
+
+
+def _of_file(template: str) -> str:
+    return f" of {_files[template]}" if template in _files else ""
+
+
+def within_limits(render: Callable[[], str], said: Any, template: str = "") -> str:
     """What a chat template makes of a conversation.
 
     Args:
         render: has transformers render it.
         said: all that goes in.
+        template: its text.
 
     Raises:
         RowError: the template refuses the conversation; or it goes beyond a limit, and the error is one that ends the
@@ -77,23 +88,28 @@ def within_limits(render: Callable[[], str], said: Any) -> str:
         text = _with_limits(render)
     except TemplateSyntaxError as error:
         reason = shortened(str(error.message), 300)
-        raise UserError(f"chat template line {error.lineno}: {reason} (--chat_template_path)", _PAGE) from error
+        where = f"chat template line {error.lineno}{_of_file(template)}"
+        raise UserError(f"{where}: {reason} (--chat_template_path)", _PAGE) from error
     except _TimeIsUp:
-        raise _beyond(f"it has not come to an end within {SECONDS:g} seconds") from None
+        raise _beyond(f"it has not come to an end within {SECONDS:g} seconds", template) from None
     except MemoryError:
-        raise _beyond(f"it needs more than {MEMORY / 2**20:,.0f} MiB of memory for one conversation") from None
+        raise _beyond(
+            f"it needs more than {MEMORY / 2**20:,.0f} MiB of memory for one conversation", template
+        ) from None
     except Exception as error:  # a template is a program of its own: it may raise anything
         reason = shortened(str(error), 300) or type(error).__name__
-        raise RowError("the chat template cannot render it", f"{reason}; change the row or the template") from error
+        mend = f"change the row or the template{_of_file(template)}"
+        raise RowError("the chat template cannot render it", f"{reason}; {mend}") from error
     if len(text) > FREE_LETTERS and len(text) > LETTERS_FOR_ONE * letters_in(said):
         raise _beyond(
-            f"it makes {len(text):,} characters of one conversation, more than {LETTERS_FOR_ONE} times what that says"
+            f"it makes {len(text):,} characters of one conversation, more than {LETTERS_FOR_ONE} times what that says",
+            template,
         )
     return text
 
 
-def _beyond(reason: str) -> RowError:
-    detail = f"{reason}; mend the template, or give another one with --chat_template_path"
+def _beyond(reason: str, template: str) -> RowError:
+    detail = f"{reason}; mend the template{_of_file(template)}, or give another one with --chat_template_path"
     return RowError("the chat template goes beyond its limits", detail, is_last=True)
 
 
@@ -132,7 +148,7 @@ def apply_template(
         stop_clock(template)
         return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options))
 
-    return within_limits(own_render, (messages, tools, options))
+    return within_limits(own_render, (messages, tools, options), template)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -167,7 +183,8 @@ def check_says_messages(tokenizer: Any) -> None:
     if len(texts) == len(_PROBES) and len(set(texts)) == 1:
         raise UserError(
             "the chat template leaves out what messages say: of two different conversations it makes the same, "
-            f"{shortened(texts[0])!r}; give another one with --chat_template_path",
+            f"{shortened(texts[0])!r}; mend the template{_of_file(template)}, or give another one with "
+            "--chat_template_path",
             _PAGE,
         )
     _seen.add(template)

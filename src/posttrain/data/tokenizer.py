@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import CommonConfig
+from posttrain.data.template import read_from
 from posttrain.errors import UserError
 from posttrain.hub import explain
 from posttrain.wording import first_line
@@ -180,6 +181,7 @@ def _apply_template(tokenizer: Any, path: str, config: CommonConfig) -> None:
     if file.is_file():
         try:
             tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
+            read_from(tokenizer.chat_template, path)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--chat_template_path: {path} cannot be read: {error}") from error
         return
