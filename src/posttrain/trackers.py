@@ -10,6 +10,7 @@ from posttrain.config import CommonConfig
 from posttrain.config.fields import suggestion
 from posttrain.errors import UserError, install
 from posttrain.hub import hide_token
+from posttrain.wording import first_line
 
 PAGE = "troubleshooting.md#trackers"
 # Their names in `--report_to`, and the packages that they need.
@@ -85,9 +86,8 @@ def tracker_errors() -> Iterator[None]:
         name = next((name for name, needed in PACKAGES.items() if needed == package), None)
         if name is None:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--report_to {name} has failed: {hide_token(reason)}; check its server and your account there, or name "
+            f"--report_to {name} has failed: {hide_token(first_line(error))}; check its server and your account there, or name "
             "another tracker",
             PAGE,
         ) from error
