@@ -15,8 +15,6 @@ SYNC_WITH_ADAPTERS = (
     "sync_ref_model moves the weights of a reference towards those of the policy, and use_peft trains adapters beside "
     "them; leave out one of the two"
 )
-# Sampling settings that evaluation may have for itself, each as eval_NAME.
-EVAL_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 
 
 @dataclass(kw_only=True)
