@@ -87,8 +87,8 @@ def tracker_errors() -> Iterator[None]:
         if name is None:
             raise
         raise UserError(
-            f"--report_to {name} has failed: {hide_token(first_line(error))}; check its server and your account there, or name "
-            "another tracker",
+            f"--report_to {name} has failed: {hide_token(first_line(error))}; check its server and your account there, "
+            "or name another tracker",
             PAGE,
         ) from error
 
