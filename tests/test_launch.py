@@ -13,6 +13,7 @@ import pytest
 from posttrain.config import LaunchOptions, parse_command_line
 from posttrain.errors import UserError
 from posttrain.launch import _settle_processes, launcher_command, launcher_environment
+from posttrain.processes import code_of_all
 
 COMMAND = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
 
@@ -113,6 +114,13 @@ def test_the_launcher_ends_as_its_processes_do(end: str, code: int, told: str, t
     assert done.stderr.startswith(f"posttrain: error: {told}" if told else "") and len(done.stderr) < 300
     assert ("the same command goes on from the last checkpoint" in done.stderr) == bool(told)
     assert command[0] == sys.executable
+
+
+def test_of_several_ends_the_first_cause_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of_all({0: 1, 1: -9, 2: 1}) == 137  # the others had waited for it
+    assert "process 1 was ended by SIGKILL" in capsys.readouterr().err
+    assert code_of_all({0: 2, 1: -6}) == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 
 from posttrain.errors import OUT_OF_MEMORY_PAGE, report
 from posttrain.stop import (
@@ -91,11 +92,23 @@ def main() -> int:
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
-        own = [(f"process {rank}", fail) for rank, fail in error.failures.items() if fail.pid not in ended]
-        return _code_of(own[0][1].exitcode, own[0][0]) if own else 128 + signal.SIGKILL
+        return code_of_all({rank: fail.exitcode for rank, fail in error.failures.items() if fail.pid not in ended})
     except subprocess.CalledProcessError as error:  # of a single process, for which there is no agent
         return _code_of(error.returncode, "the process that trains")
     return 0
+
+
+def code_of_all(codes: Mapping[int, int]) -> int:
+    """The exit code that stands for the ends of several processes.
+
+    Args:
+        codes: by rank, of those that nobody here has ended. One that was killed counts first: others may have failed
+            since, for want of it.
+    """
+    if not codes:
+        return 128 + signal.SIGKILL
+    rank = min(codes, key=lambda rank: codes[rank] != -signal.SIGKILL)
+    return _code_of(codes[rank], f"process {rank}")
 
 
 def _code_of(code: int, process: str) -> int:
