@@ -92,20 +92,8 @@ def test_missing_chat_template(base: Path, tmp_path: Path, capsys: pytest.Captur
     model = write_base(tmp_path / "model")
     (model / "chat_template.jinja").unlink()
     data = write_sft(tmp_path / "rows.jsonl")
-    assert (
-        main(
-            [
-                "sft",
-                "--model_name_or_path",
-                str(model),
-                "--dataset_name",
-                str(data),
-                "--output_dir",
-                str(tmp_path / "o"),
-            ]
-        )
-        == 2
-    )
+    words = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(tmp_path / "o")]
+    assert main(["sft", *words]) == 2
     assert "--chat_template_path" in capsys.readouterr().err
 
 
@@ -116,20 +104,8 @@ def test_a_model_folder_with_something_missing(
     model = write_base(tmp_path / "model")
     (model / missing).unlink()
     data = write_sft(tmp_path / "rows.jsonl")
-    assert (
-        main(
-            [
-                "sft",
-                "--model_name_or_path",
-                str(model),
-                "--dataset_name",
-                str(data),
-                "--output_dir",
-                str(tmp_path / "o"),
-            ]
-        )
-        == 2
-    )
+    words = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(tmp_path / "o")]
+    assert main(["sft", *words]) == 2
     assert str(model) in capsys.readouterr().err
 
 

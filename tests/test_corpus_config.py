@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from corpus import config_files, flags
+from helpers_corpus import bounded
 from tiny import write_base, write_preference, write_prompts, write_sft
 
 import posttrain.training  # noqa: F401 (its imports take longer than any case may)
@@ -16,8 +16,6 @@ from posttrain.config import parse_command_line
 from posttrain.errors import report_mistakes
 from posttrain.experiment.params import stage_config
 from posttrain.launch import launcher_command
-
-SECONDS = 60  # on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +40,9 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
-    """Whatever hangs ends as a failure."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError(f"still busy after {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+def in_time() -> Iterator[None]:
+    with bounded(60):
+        yield
 
 
 @pytest.mark.parametrize("title", flags.CASES)

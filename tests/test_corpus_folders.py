@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from corpus import folders, folders_kinds, tokenizers
+from helpers_corpus import bounded
 from tiny import write_base, write_preference, write_prompts, write_sft
 
 import posttrain.training  # noqa: F401 (its imports take longer than any case may)
 from posttrain.cli import main
 from posttrain.config import SFTConfig
 from posttrain.data.tokenizer import load_tokenizer
-
-SECONDS = 60  # on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +30,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
-    """Whatever hangs ends as a failure."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError(f"still busy after {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+def in_time() -> Iterator[None]:
+    with bounded(60):
+        yield
 
 
 def refuse(*args: object) -> None:
