@@ -12,7 +12,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint audit format deps docs bench clean .checkout
+.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline use remote metrics tensorboard lint audit format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,12 @@ train-rloo: .checkout setup ## run the pipeline up to RLOO and its evaluation
 pipeline: .checkout setup ## run every stage of dvc.yaml that is not up to date
 	$(BIN)/dvc repro
 	@$(MAKE) --no-print-directory metrics
+
+use: setup ## put a recipe in the place of params.yaml (RECIPE=name; without: list them)
+	@$(BIN)/python -m posttrain.experiment.recipes $(RECIPE)
+
+remote: .checkout setup ## set up where `dvc push` and `dvc pull` keep results (URL=folder, s3://…, ssh://…)
+	@$(BIN)/dvc remote $(if $(URL),add --default --force storage $(URL),list)
 
 metrics: setup ## show the metrics of the last run as a table
 	@$(BIN)/python -m posttrain.experiment.metrics_table metrics

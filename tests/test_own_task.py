@@ -18,7 +18,13 @@ from safetensors import safe_open
 
 from posttrain.errors import UserError
 from posttrain.experiment import recipes
-from posttrain.experiment.conversions import gsm8k_pairs, gsm8k_problem, gsm8k_solution
+from posttrain.experiment.conversions import (
+    explicit_prompt,
+    gsm8k_instructed,
+    gsm8k_pairs,
+    gsm8k_problem,
+    gsm8k_solution,
+)
 from posttrain.experiment.own_task import SetSettings, commit_of, read_own, write_sets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +84,24 @@ def test_conversions_by_hand() -> None:
         [{"role": "assistant", "content": f"{name} says 3"}] for name in ("175b_verification", "6b_verification")
     )
     assert list(gsm8k_pairs(solutions(3))) == [{"prompt": [user], "chosen": chosen, "rejected": rejected}]
+
+
+def test_a_prompt_is_what_two_conversations_share() -> None:
+    user, yes, no = (
+        {"role": role, "content": text} for role, text in (("user", "?"), ("assistant", "y"), ("assistant", "n"))
+    )
+    wanted = [{"prompt": [user], "chosen": [yes], "rejected": [no]}]
+    assert list(explicit_prompt({"chosen": [user, yes], "rejected": [user, no], "score": 1})) == wanted
+    assert list(explicit_prompt({"chosen": [user, yes], "rejected": [user, yes]})) == []
+    assert list(explicit_prompt({"chosen": [yes, yes], "rejected": [user, no]})) == []
+
+
+def test_an_instruction_says_the_form_of_the_answer() -> None:
+    (row,) = gsm8k_instructed(question(3))
+    assert (
+        row["prompt"][0]["content"] == "What is 3+1?\n\nThink step by step, and end with a line of #### and the number."
+    )
+    assert row["solution"] == question(3)["answer"]
 
 
 def test_rows_of_files_and_a_random_model(tmp_path: Path) -> None:

@@ -25,6 +25,13 @@ def gsm8k_problem(row: Columns) -> Iterator[Columns]:
     yield {"prompt": [_message("user", row["question"])], "solution": row["answer"]}
 
 
+def gsm8k_instructed(row: Columns) -> Iterator[Columns]:
+    """The same, with the form of the answer said: for models that have not learnt it from GSM8K's solutions."""
+    for problem in gsm8k_problem(row):
+        problem["prompt"][0]["content"] += "\n\nThink step by step, and end with a line of #### and the number."
+        yield problem
+
+
 def gsm8k_pairs(row: Columns) -> Iterator[Columns]:
     """Solutions of several models to a question (columns with `solution` and `is_correct`) as pairs: each right one
     with a wrong one, as many as there are of both."""
@@ -39,6 +46,15 @@ def gsm8k_pairs(row: Columns) -> Iterator[Columns]:
         }
 
 
+def explicit_prompt(row: Columns) -> Iterator[Columns]:
+    """`chosen` and `rejected` as whole conversations, which differ in the last message: what comes before as `prompt`.
+    Rows whose conversations differ earlier, or not at all, are left out."""
+    *prompt, chosen = row["chosen"]
+    *other, rejected = row["rejected"]
+    if prompt == other and chosen != rejected:
+        yield {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+
+
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -47,5 +63,7 @@ CONVERSIONS: dict[str, Callable[[Columns], Iterator[Columns]]] = {
     "as_they_are": as_they_are,
     "gsm8k_solution": gsm8k_solution,
     "gsm8k_problem": gsm8k_problem,
+    "gsm8k_instructed": gsm8k_instructed,
     "gsm8k_pairs": gsm8k_pairs,
+    "explicit_prompt": explicit_prompt,
 }
