@@ -46,11 +46,12 @@ def names_of(entries: list) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def resolved(stage: dict, entries: list) -> list[str]:
-    """Paths of a list, but for source files, with parameters put in; those of a matrix for each of its items."""
+def resolved(stage: dict, entries: list, content: dict[str, dict] | None = None) -> list[str]:
+    """Paths of a list, but for source files, with parameters put in (those of params.yaml, or of another such file);
+    those of a matrix for each of its items."""
     found = []
     for item in stage.get("matrix", {"model": [""]})["model"]:
-        values = params() | {"item": {"model": item}}
+        values = (content or params()) | {"item": {"model": item}}
         paths = [path for path in names_of(entries) if not path.endswith(".py")]
         found += [re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths]
     return found
