@@ -20,6 +20,7 @@ from posttrain.experiment import evaluation
 from posttrain.experiment.evaluation_data import read_pairs, read_problems
 from posttrain.experiment.evaluation_statistics import with_interval
 from posttrain.experiment.settings import read_settings, split_words
+from posttrain.gpu_slots import take_slot
 
 REQUIRED = dataclasses.MISSING
 USAGE = "scripts/evaluate.py MODEL-NAME [--params FILE]"
@@ -96,6 +97,7 @@ def main() -> int:
     check_tokens(name, settings.reference)
     problems, pairs = read_problems(settings.prompts), read_pairs(settings.pairs)
     check_numbers(settings, len(problems), f"{path}: evaluate")
+    take_slot()
 
     metrics, results = evaluate(name, settings, problems, pairs)
 

@@ -2,23 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from posttrain.experiment.comparison.compare import Comparison, Difference, method_of
 from posttrain.experiment.comparison.directions import SPEED, is_chief
-from posttrain.experiment.comparison.inputs import MISSING
 from posttrain.experiment.comparison.sides import Side
-
-
-@dataclass
-class Table:
-    """A table with a head line; its first column is text, the others stand at the right."""
-
-    head: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-
+from posttrain.experiment.tables import MISSING, Table, cell, markdown_table, text_table
 
 Part = Table | list[str]  # a list: lines of text
 
@@ -27,13 +16,13 @@ def as_text(comparison: Comparison, all_metrics: bool) -> str:
     """Tables for a terminal."""
     parts = parts_of(comparison, all_metrics)
     left = max((len(row[0]) for part in parts if isinstance(part, Table) for row in [part.head, *part.rows]), default=0)
-    return "\n\n".join(_text_table(part, left) if isinstance(part, Table) else "\n".join(part) for part in parts)
+    return "\n\n".join(text_table(part, left) if isinstance(part, Table) else "\n".join(part) for part in parts)
 
 
 def as_markdown(comparison: Comparison, all_metrics: bool) -> str:
     """Tables for an issue or a page."""
     return "\n\n".join(
-        _markdown_table(part) if isinstance(part, Table) else "\n".join(f"- {line.strip()}" for line in part)
+        markdown_table(part) if isinstance(part, Table) else "\n".join(f"- {line.strip()}" for line in part)
         for part in parts_of(comparison, all_metrics)
     )
 
@@ -79,7 +68,7 @@ def parts_of(comparison: Comparison, all_metrics: bool) -> list[Part]:
         all_metrics: those that only help to look for reasons, too.
     """
     parts: list[Part] = [[f"A  {_title(comparison.a)}", f"B  {_title(comparison.b)}"]]
-    params = [[name, *map(_cell, values)] for name, values in comparison.params.items()]
+    params = [[name, *map(cell, values)] for name, values in comparison.params.items()]
     parts.append(Table(["params that differ", "A", "B"], params) if params else ["The params are the same."])
     if comparison.inputs:
         parts.append(["Beside the params, these differ:", *(f"  {line}" for line in comparison.inputs)])
@@ -108,24 +97,14 @@ def _is_shown(one: Difference) -> bool:
 def _row(one: Difference) -> list[str]:
     difference = MISSING if one.a is None or one.b is None else f"{one.b - one.a:+.3g}"
     interval = f"{one.interval.low:+.3g} to {one.interval.high:+.3g}" if one.interval else ""
-    return [one.metric, _cell(one.a), _cell(one.b), difference, interval, one.verdict]
+    return [one.metric, cell(one.a), cell(one.b), difference, interval, one.verdict]
 
 
 def _speed_row(one: Difference) -> list[str]:
     ratio = f"{one.ratio.difference:.3g}" if one.ratio else MISSING
     has_interval = one.ratio is not None and not math.isnan(one.ratio.low)
     interval = f"{one.ratio.low:.3g} to {one.ratio.high:.3g}" if one.ratio and has_interval else ""
-    return [f"{one.stage} {one.metric}", _cell(one.a), _cell(one.b), ratio, interval, one.verdict]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return MISSING
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return [f"{one.stage} {one.metric}", cell(one.a), cell(one.b), ratio, interval, one.verdict]
 
 
 def _title(side: Side) -> str:
@@ -137,26 +116,3 @@ def _title(side: Side) -> str:
 
 def _described(side: Side) -> list[dict[str, str | None]]:
     return [{"name": one.name, "revision": one.revision} for one in side.experiments]
-
-
-def _text_table(table: Table, left: int) -> str:
-    lines = [table.head, *table.rows]
-    last = len(table.head) - 1
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(left) if column == 0 else cell if column == last == 5 else cell.rjust(max(widths[column], 8))
-            for column, cell in enumerate(line)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _markdown_table(table: Table) -> str:
-    rule = "|---" + "|---:" * (len(table.head) - 1) + "|"
-    lines = [_markdown_row(table.head), rule, *map(_markdown_row, table.rows)]
-    return "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

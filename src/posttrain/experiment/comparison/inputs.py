@@ -6,8 +6,7 @@ from typing import Any
 
 from posttrain.config.yaml_files import parse_scalar
 from posttrain.experiment.revisions import Experiment, flat
-
-MISSING = "–"
+from posttrain.experiment.tables import MISSING
 
 
 def changed_params(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
