@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The code beside this script, not an installed one: in the copies that DVC makes of a commit, that of the commit.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
 from posttrain.config.fields import flag, suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.experiment import evaluation

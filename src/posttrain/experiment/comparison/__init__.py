@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from posttrain.experiment.command_words import Words
 
-USAGE = "posttrain compare A B [--all] [--format text|md|json]"
-_DESCRIPTION = """A and B are each one of
-  workspace         the working tree (B, where it is left out)
+USAGE = "posttrain compare [A [B]] [--all] [--format text|md|json]"
+_DESCRIPTION = """A (HEAD, where it is left out) and B (the working tree) are each one of
+  workspace         the working tree
   main, v1, 1a2b3c  a revision of git
   beta-0.05-seed-0  an experiment of DVC (dvc exp list --all-commits)
   path/to/folder    a folder with a copy of params.yaml, metrics/ and results/
@@ -23,7 +23,7 @@ def run(words: Sequence[str]) -> int:
         UserError: an experiment does not exist, or those of one side are not repetitions of each other.
     """
     parser = Words(USAGE, _DESCRIPTION)
-    parser.add_argument("a", metavar="A")
+    parser.add_argument("a", metavar="A", nargs="?", default="HEAD")
     parser.add_argument("b", metavar="B", nargs="?", default="workspace")
     parser.add_argument("--all", action="store_true", help="every metric, those that only help to look for reasons too")
     parser.add_argument(
