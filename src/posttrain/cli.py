@@ -85,13 +85,38 @@ def _environment(words: list[str]) -> int:
     return environment.run(words)
 
 
+def _compare(words: list[str]) -> int:
+    from posttrain.experiment import comparison
+
+    return comparison.run(words)
+
+
+def _sweep(words: list[str]) -> int:
+    from posttrain.experiment import sweep
+
+    return sweep.run(words)
+
+
+def _experiments(words: list[str]) -> int:
+    from posttrain.experiment import experiments_table
+
+    return experiments_table.run(words)
+
+
 def _completion(words: list[str]) -> int:
     from posttrain import completion
 
     return completion.run(words)
 
 
-_RUN: dict[str, Callable[[list[str]], int]] = {"inspect": _inspect, "env": _environment, "completion": _completion}
+_RUN: dict[str, Callable[[list[str]], int]] = {
+    "inspect": _inspect,
+    "compare": _compare,
+    "sweep": _sweep,
+    "experiments": _experiments,
+    "env": _environment,
+    "completion": _completion,
+}
 
 
 def _overview() -> str:
