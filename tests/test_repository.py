@@ -77,7 +77,11 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
 
 @pytest.mark.parametrize("name", stages())
 def test_what_a_stage_reads_another_one_makes(name: str) -> None:
-    made = {path for other in stages().values() for path in resolved(other, other["outs"])}
+    made = {
+        path
+        for other in stages().values()
+        for path in resolved(other, [*other["outs"], *other.get("metrics", []), *other.get("plots", [])])
+    }
     read = set(resolved(stages()[name], stages()[name]["deps"]))
     if name == "prepare":
         read.remove("data/raw")  # which people fill, and git and DVC keep
