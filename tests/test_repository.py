@@ -57,6 +57,16 @@ def resolved(stage: dict, entries: list, content: dict[str, dict] | None = None)
     return found
 
 
+def made_by_stages(content: dict[str, dict] | None = None) -> set[str]:
+    """All that the stages write, with the parameters of params.yaml or of another such file."""
+    kinds = ("outs", "metrics", "plots")
+    return {
+        path
+        for stage in stages().values()
+        for path in resolved(stage, [entry for kind in kinds for entry in stage.get(kind, [])], content)
+    }
+
+
 @pytest.mark.parametrize("name", stages())
 def test_stage_depends_on_what_its_script_imports(name: str) -> None:
     stage = stages()[name]
@@ -77,11 +87,7 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
 
 @pytest.mark.parametrize("name", stages())
 def test_what_a_stage_reads_another_one_makes(name: str) -> None:
-    made = {
-        path
-        for other in stages().values()
-        for path in resolved(other, [*other["outs"], *other.get("metrics", []), *other.get("plots", [])])
-    }
+    made = made_by_stages()
     read = set(resolved(stages()[name], stages()[name]["deps"]))
     if name == "prepare":
         read.remove("data/raw")  # which people fill, and git and DVC keep
