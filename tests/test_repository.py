@@ -20,14 +20,25 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"}
+    {
+        "provenance",
+        "step_record",
+        "training",
+        "trainer",
+        "sharded_trainer",
+        "shares",
+        "trainer_flags",
+        "arguments",
+        "finite",
+        "watch",
+    }
     | {"checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json", "embedded", "gpu_slots"},
+    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout"},
 ]
 
 
