@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import re
 import sys
 import tomllib
@@ -21,18 +22,10 @@ LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
     {
-        "provenance",
+        *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
+        *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
         "step_record",
-        "training",
-        "trainer",
-        "sharded_trainer",
-        "shares",
-        "trainer_flags",
-        "arguments",
-        "finite",
-        "watch",
-    }
-    | {"checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations"},
+    },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
@@ -42,11 +35,13 @@ LAYERS = [
 ]
 
 
+@functools.cache
 def stages() -> dict[str, dict]:
     """The stages of dvc.yaml; one with a matrix stands for all of its items."""
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
+@functools.cache
 def params() -> dict[str, dict]:
     """The sections of params.yaml."""
     return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
