@@ -17,6 +17,7 @@ from posttrain.config.yaml_files import load_yaml
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
+from posttrain.experiment.gates.command import parse as parse_check
 from posttrain.experiment.params import stage_config
 from posttrain.inspection.options import parse_request
 
@@ -127,6 +128,8 @@ def check_other_command(name: str, *words: str) -> None:
         assert set(words) <= {"bash", "zsh", "fish"}
     elif name == "env":
         assert not words
+    elif name == "check":
+        assert not words or parse_check(words)
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs
