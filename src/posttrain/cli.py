@@ -86,6 +86,24 @@ def _environment(words: list[str]) -> int:
     return environment.run(words)
 
 
+def _compare(words: list[str]) -> int:
+    from posttrain.experiment import comparison
+
+    return comparison.run(words)
+
+
+def _sweep(words: list[str]) -> int:
+    from posttrain.experiment import sweep
+
+    return sweep.run(words)
+
+
+def _experiments(words: list[str]) -> int:
+    from posttrain.experiment import experiments_table
+
+    return experiments_table.run(words)
+
+
 def _completion(words: list[str]) -> int:
     from posttrain import completion
 
@@ -101,6 +119,9 @@ def _check(words: list[str]) -> int:
 _RUN: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
     "check": _check,
+    "compare": _compare,
+    "sweep": _sweep,
+    "experiments": _experiments,
     "env": _environment,
     "completion": _completion,
 }
