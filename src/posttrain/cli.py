@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `posttrain`; None: those of this process.
 
     Returns:
-        The exit code: 0, 1 where memory ran out, 2 for a mistake of the user, or that of the launched processes.
+        The exit code: 0, 1 where memory ran out or a check failed, 2 for a mistake of the user, or that of the
+            launched processes.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -109,8 +110,15 @@ def _completion(words: list[str]) -> int:
     return completion.run(words)
 
 
+def _check(words: list[str]) -> int:
+    from posttrain.experiment.gates import command
+
+    return command.run(words)
+
+
 _RUN: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
+    "check": _check,
     "compare": _compare,
     "sweep": _sweep,
     "experiments": _experiments,
