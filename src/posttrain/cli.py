@@ -85,13 +85,59 @@ def _environment(words: list[str]) -> int:
     return environment.run(words)
 
 
+def _compare(words: list[str]) -> int:
+    from posttrain.experiment import comparison
+
+    return comparison.run(words)
+
+
+def _sweep(words: list[str]) -> int:
+    from posttrain.experiment import sweep
+
+    return sweep.run(words)
+
+
+def _experiments(words: list[str]) -> int:
+    from posttrain.experiment import experiments_table
+
+    return experiments_table.run(words)
+
+
+def _status(words: list[str]) -> int:
+    from posttrain.experiment import status
+
+    return status.run(words)
+
+
+def _verify(words: list[str]) -> int:
+    from posttrain.experiment import verify
+
+    return verify.run(words)
+
+
+def _repro_check(words: list[str]) -> int:
+    from posttrain.experiment import repro_check
+
+    return repro_check.run(words)
+
+
 def _completion(words: list[str]) -> int:
     from posttrain import completion
 
     return completion.run(words)
 
 
-_RUN: dict[str, Callable[[list[str]], int]] = {"inspect": _inspect, "env": _environment, "completion": _completion}
+_RUN: dict[str, Callable[[list[str]], int]] = {
+    "inspect": _inspect,
+    "compare": _compare,
+    "sweep": _sweep,
+    "experiments": _experiments,
+    "status": _status,
+    "verify": _verify,
+    "repro-check": _repro_check,
+    "env": _environment,
+    "completion": _completion,
+}
 
 
 def _overview() -> str:

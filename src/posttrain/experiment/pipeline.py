@@ -15,6 +15,7 @@ import yaml
 from posttrain.config import suggestion
 from posttrain.errors import UserError
 from posttrain.experiment.closure import import_closure
+from posttrain.experiment.revisions import flat
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Pipeline:
         """
         if name not in self.stages:
             items = [one for one in self.stages if one.startswith(f"{name}@")]
-            more = f"; one of its items: {', '.join(items)}" if items else suggestion(name, self.stages)
-            raise UserError(f"dvc.yaml: there is no stage {name}{more or f'; found {", ".join(self.stages)}'}")
+            more = f"; its items are {', '.join(items)}" if items else suggestion(name, self.stages)
+            raise UserError(f"dvc.yaml: there is no stage {name}{more or '; found ' + ', '.join(self.stages)}")
         return self.stages[name]
 
     def status(self, name: str) -> tuple[dict[str, str], dict[str, str], bool]:
@@ -109,7 +110,8 @@ class Pipeline:
         """
         stage = self._stages[name]
         stage.frozen = False
-        with _explained():
+        stage.deps = [dep for dep in stage.deps if not hasattr(dep, "params")]  # DVC would read the file for each stage
+        with _explained(), self._repo.lock:
             found = stage.status().get(name, [])
         changed: dict[str, dict[str, str]] = {"changed deps": {}, "changed outs": {}}
         for entry in found:
@@ -128,8 +130,8 @@ class Pipeline:
         before = self.lock.get(name, {}).get("params", {})
         for file, keys in self.stages[name].params.items():
             content = yaml.load((self.root / file).read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
-            old = {key: value for key in keys for key, value in flat(before.get(file, {}).get(key), key)}
-            new = {key: value for key in keys for key, value in flat(_at(content, key), key)}
+            old = flat({key: before.get(file, {}).get(key) for key in keys})
+            new = flat({key: _at(content, key) for key in keys})
             for key in dict.fromkeys([*old, *new]):
                 if old.get(key) != new.get(key):
                     yield key, old.get(key), new.get(key)
@@ -143,20 +145,6 @@ class Pipeline:
             found.update(new)
             open_stages += new
         return [one for one in self.stages if one in found - {name}]
-
-
-def flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Values of nested sections by their keys, joined with dots.
-
-    Args:
-        value: of the key; None gives nothing.
-        key: where it stands.
-    """
-    if isinstance(value, dict):
-        for inner, content in value.items():
-            yield from flat(content, f"{key}.{inner}")
-    elif value is not None:
-        yield key, value
 
 
 def _at(content: Any, key: str) -> Any:

@@ -10,26 +10,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from posttrain.checkout import changed_files, git, root_of, untracked_code
 from posttrain.errors import UserError
-from posttrain.experiment.options import read_options
+from posttrain.experiment.command_words import Words
 from posttrain.experiment.pipeline import Pipeline
 from posttrain.experiment.unfinished import unfinished
+from posttrain.runs import shown
+from posttrain.wording import some
 
-USAGE = """Usage: posttrain status [--check] [--format text|json]
-
-Says what `dvc repro` would run and why: which key of params.yaml, which file. Frozen stages that are out of date, and
-files that are in no commit, come first.
-  --check        exit code 1 where something would run, for CI
-  --format json  the same for programs"""
+USAGE = "posttrain status [--check] [--format text|json]"
+_DESCRIPTION = """Says what `dvc repro` would run and why: which key of params.yaml, which file. Frozen stages that are
+out of date, and files that are in no commit, come first."""
 _OUTS = {
-    "deleted": "missing; in the cache: `dvc checkout` brings it back",
-    "not in cache": "not in the cache: `dvc pull` brings it from the remote, or the stage makes it again",
-    "modified": "changed since the stage wrote it; `dvc checkout --force` brings that back",
+    "deleted": "missing, and in the cache: `dvc checkout`",
+    "not in cache": "not in the cache: `dvc pull`, or it is made again",
+    "modified": "changed since the stage wrote it: `dvc checkout --force` brings that back",
 }
-_NAMED = 8  # files in one line
+_DEPS = {"deleted": "missing", "new": "new in its list"}
+
+
+Reason = tuple[str, str, str]
 
 
 @dataclass
@@ -39,14 +40,14 @@ class Finding:
     Args:
         stage: its name.
         frozen: DVC leaves it alone.
-        reasons: kind ("params", "code", "reads", "writes", "stage") and what.
+        reasons: kind ("params", "code", "reads", "writes", "stage"), what, and what is with it.
         goes_on_from: checkpoint of an interrupted run that it would find.
         followers: stages that run afterwards, if what it writes changes.
     """
 
     stage: str
     frozen: bool
-    reasons: list[tuple[str, str]]
+    reasons: list[Reason]
     goes_on_from: str | None = None
     followers: list[str] = field(default_factory=list)
 
@@ -61,7 +62,6 @@ class Report:
         commit: of the tree; None where there is no git, or no commit.
         changed: tracked files that differ from it, but for those that stages write.
         untracked: files of Python that git does not know.
-        results: files written by stages that are not as in the commit.
     """
 
     findings: list[Finding]
@@ -88,13 +88,13 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UserError: there is no DVC repository here; a word is wrong.
     """
-    _, options = read_options(words, USAGE, {"check": None, "format": ("text", "json")})
-    if "help" in options:
-        print(USAGE)
-        return 0
+    parser = Words(USAGE, _DESCRIPTION)
+    parser.add_argument("--check", action="store_true", help="exit code 1 where something would run, for CI")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: the same for programs")
+    options = parser.parse_args(words)
     report = read_report(Path())
-    print(as_json(report) if options.get("format") == "json" else as_text(report))
-    return int("check" in options and bool(report.to_run))
+    print(as_json(report) if options.format == "json" else as_text(report))
+    return int(options.check and bool(report.to_run))
 
 
 def read_report(root: Path) -> Report:
@@ -129,54 +129,30 @@ def _look_at(pipeline: Pipeline, name: str) -> Finding | None:
     except UserError as error:
         if "is busy" not in str(error):
             raise
-        return Finding(name, stage.frozen, [("stage", "it is running now")])
+        return Finding(name, stage.frozen, [("stage", "it", "is running now")])
     if name not in pipeline.lock:
-        reasons = [("stage", "it has never run: dvc.lock knows nothing of it")]
+        reasons = [("stage", "it", "has never run: dvc.lock knows nothing of it")]
     else:
-        reasons = [("params", _change(key, old, new)) for key, old, new in pipeline.changed_params(name)]
-        if is_other:
-            reasons += _of_definition(pipeline, name)
-        code = [(path, word) for path, word in deps.items() if path.endswith(".py") and word != "new"]
-        reasons += [("code", f"{path} {word}") for path, word in code]
-        reasons += [("reads", f"{path} {_dep(word)}") for path, word in deps.items() if not path.endswith(".py")]
-        reasons += [("writes", f"{path} {_OUTS.get(word, word)}") for path, word in outs.items()]
+        lock = pipeline.lock[name]
+        made = {out["path"] for out in lock.get("outs", [])}
+        reasons = [("params", key, f"{shown(old)} → {shown(new)}") for key, old, new in pipeline.changed_params(name)]
+        if lock.get("cmd") != stage.command:
+            reasons.append(("stage", "its command", f"{lock.get('cmd')} → {stage.command}"))
+        gone = made - {*stage.outs, *stage.tracked}
+        gone |= {dep["path"] for dep in lock.get("deps", [])} - set(stage.deps)
+        reasons += [("stage", path, "no longer in its list") for path in sorted(gone)]
+        reasons += [(_kind(path), path, _DEPS.get(word, word)) for path, word in deps.items()]
+        reasons += [("writes", path, _OUTS.get(word, word) if path in made else "new") for path, word in outs.items()]
+        if is_other and not reasons:
+            reasons.append(("stage", "its entry in dvc.yaml", "changed"))
     if not reasons:
         return None
     data_is_same = all(path.endswith(".py") for path in deps)
     return Finding(name, stage.frozen, reasons, unfinished(pipeline.root, stage) if data_is_same else None)
 
 
-def _of_definition(pipeline: Pipeline, name: str) -> list[tuple[str, str]]:
-    """What of a stage's entry in dvc.yaml is not as dvc.lock has it."""
-    stage, lock, found = pipeline.stages[name], pipeline.lock[name], []
-    if lock.get("cmd") != stage.command:
-        found.append(("stage", f"its command: {lock.get('cmd')} → {stage.command}"))
-    for words, now, entries in (
-        ("reads", stage.deps, lock.get("deps", [])),
-        ("writes", (*stage.outs, *stage.tracked), lock.get("outs", [])),
-    ):
-        before = {entry["path"] for entry in entries}
-        new, gone = [path for path in now if path not in before], sorted(before - set(now))
-        found += [("stage", f"dvc.yaml: now {words} {_some(new)}")] if new else []
-        found += [("stage", f"dvc.yaml: no longer {words} {_some(gone)}")] if gone else []
-    return found or [("stage", "its entry in dvc.yaml has changed")]
-
-
-def _dep(word: str) -> str:
-    return {"deleted": "missing", "modified": "changed", "new": "new, as a dependency"}.get(word, word)
-
-
-def _change(key: str, old: Any, new: Any) -> str:
-    return f"{key} {_shown(old)} → {_shown(new)}"
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _some(paths: Sequence[str]) -> str:
-    more = len(paths) - _NAMED
-    return ", ".join(paths[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _kind(dep: str) -> str:
+    return "code" if dep.endswith(".py") else "reads"
 
 
 def as_json(report: Report) -> str:
@@ -214,31 +190,33 @@ def _shouts(report: Report) -> list[str]:
     for finding in report.findings:
         if finding.frozen:
             lines += [f"!! FROZEN AND OUT OF DATE: {finding.stage}. DVC calls it unchanged and will not run it:"]
-            lines += [f"     {kind:<7} {text}" for kind, text in finding.reasons]
+            lines += [f"     {line}" for line in _lines(finding.reasons)]
             lines += [f"     `dvc unfreeze {finding.stage}` lets it run"]
     if report.commit is None:
         lines.append("!! NO COMMIT: this is no git checkout with a commit; no result can be come back to")
     elif report.changed:
         lines.append(
-            f"!! DIRTY TREE: {_some(report.changed)} not as in {report.commit}; a result from it has no commit to "
+            f"!! DIRTY TREE: {some(report.changed)} not as in {report.commit}; a result from it has no commit to "
             "come back to"
         )
     if report.untracked:
-        lines.append(f"!! UNTRACKED CODE: {_some(report.untracked)}; git knows nothing of it: `git add` it")
+        lines.append(f"!! UNTRACKED CODE: {some(report.untracked)}; git knows nothing of it: `git add` it")
     return lines
 
 
 def _entry(finding: Finding) -> list[str]:
-    lines = [f"  {finding.stage}"]
-    code = [text for kind, text in finding.reasons if kind == "code"]
-    if len(code) > _NAMED:  # after a pull of new code, a hundred lines would bury the rest
-        words = {text.rpartition(" ")[2] for text in code}
-        word = words.pop() if len(words) == 1 else "changed"
-        shown = ("code", f"{len(code)} files {word}: {_some([text.rpartition(' ')[0] for text in code])}")
-        reasons = [one for one in finding.reasons if one[0] != "code"] + [shown]
-    else:
-        reasons = finding.reasons
-    lines += [f"    {kind:<7} {text}" for kind, text in reasons]
-    if finding.goes_on_from:
-        lines.append(f"    goes on from {finding.goes_on_from}")
+    goes_on = [f"    goes on from {finding.goes_on_from}"] if finding.goes_on_from else []
+    return [f"  {finding.stage}", *(f"    {line}" for line in _lines(finding.reasons)), *goes_on]
+
+
+def _lines(reasons: Sequence[Reason]) -> list[str]:
+    """A line for all of which the same is to be said: after a pull of new code, a hundred would bury the rest."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for kind, what, how in reasons:
+        grouped.setdefault((kind, how if kind != "params" else f"{what} {how}"), []).append(what)
+    lines = []
+    for (kind, how), paths in grouped.items():
+        number = f"{len(paths)} paths " if len(paths) > 1 and kind != "params" else ""
+        text = how if kind == "params" else f"{number}{how}: {some(paths)}" if number else f"{paths[0]} {how}"
+        lines.append(f"{kind:<7} {text}")
     return lines
