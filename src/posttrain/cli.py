@@ -104,6 +104,24 @@ def _experiments(words: list[str]) -> int:
     return experiments_table.run(words)
 
 
+def _status(words: list[str]) -> int:
+    from posttrain.experiment import status
+
+    return status.run(words)
+
+
+def _verify(words: list[str]) -> int:
+    from posttrain.experiment import verify
+
+    return verify.run(words)
+
+
+def _repro_check(words: list[str]) -> int:
+    from posttrain.experiment import repro_check
+
+    return repro_check.run(words)
+
+
 def _completion(words: list[str]) -> int:
     from posttrain import completion
 
@@ -122,6 +140,9 @@ _RUN: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "sweep": _sweep,
     "experiments": _experiments,
+    "status": _status,
+    "verify": _verify,
+    "repro-check": _repro_check,
     "env": _environment,
     "completion": _completion,
 }

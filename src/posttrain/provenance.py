@@ -68,8 +68,8 @@ class Provenance:
         self.about: Plain = {
             "format": FORMAT,
             "method": config.method,
-            "params": _params(config),
-            "seeds": {name: _value(config, name) for name in ("seed", "data_seed", "full_determinism")},
+            "params": {"set": _set(config), "all": flags(config)},
+            "seeds": {name: flags(config).get(name) for name in ("seed", "data_seed", "full_determinism")},
             "started": _now(),
             "code": _code(),
             "directory": _directory(),
@@ -109,7 +109,7 @@ class Provenance:
             "chat_template": _chat_template(tokenizer, config.chat_template_path),
             "processes": num_processes,
             "hardware": _hardware(),
-            "packages": {name: _version(name) for name in ("posttrain", *PACKAGES) if _version(name)},
+            "packages": {name: version_of(name) for name in ("posttrain", *PACKAGES) if version_of(name)},
             "all_packages": _all_packages(),
         } | made_from
         self._counts = {part: rows.counts for part, rows in data.items()}
@@ -288,6 +288,21 @@ def _digest_of_template(template: Any) -> str | None:
     return None if template is None else digest_of(template)
 
 
+def flags(config: CommonConfig) -> Plain:
+    """The flags that have a value, transformers' own defaults among them."""
+    fields, given = flags_of(type(config)), config.to_mapping()
+    found = {name: default_of(fields[name]) if given[name] is None else given[name] for name in fields if name in given}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def version_of(name: str) -> str | None:
+    """Of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 # -- parts
 
 
@@ -295,25 +310,17 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _value(config: CommonConfig, name: str) -> Any:
-    """Of a flag, transformers' own default where it holds."""
-    value = getattr(config, name)
-    return default_of(flags_of(type(config))[name]) if value is None else value
-
-
-def _params(config: CommonConfig) -> Plain:
-    """The flags that have a value, and those among them that are not at their defaults."""
-    fields, given = flags_of(type(config)), config.to_mapping()
-    flags = {name: default_of(fields[name]) if given[name] is None else given[name] for name in fields if name in given}
-    flags = {name: value for name, value in flags.items() if value is not None}
-    return {"set": {name: value for name, value in flags.items() if value != default_of(fields[name])}, "all": flags}
+def _set(config: CommonConfig) -> Plain:
+    """The flags that are not at their defaults."""
+    fields = flags_of(type(config))
+    return {name: value for name, value in flags(config).items() if value != default_of(fields[name])}
 
 
 def _code() -> Plain:
     package = Path(__file__).resolve().parent
     is_tracked = git(package, "ls-files", "--error-unmatch", "__init__.py") is not None  # an installed one is ignored
     return {
-        "version": _version("posttrain"),
+        "version": version_of("posttrain"),
         "sha256": code_digest(),
         "files": dict(code_files()),
         "git": state_of(package) if is_tracked else None,
@@ -332,13 +339,6 @@ def _chat_template(tokenizer: Any, path: str | None) -> Plain:
     if path is not None and Path(path).is_file():
         about["files"] = file_hashes([Path(path)])
     return about
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _all_packages() -> dict[str, str]:

@@ -117,7 +117,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = before.get(kind, {}), now.get(kind, {})
         names = sorted({*old, *new})
         found += [
-            f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"
+            f"{name} {shown(old.get(name))} → {shown(new.get(name))}"
             for name in names
             if old.get(name) != new.get(name)
         ]
@@ -299,6 +299,7 @@ def _in_short(differing: list[str]) -> str:
     return "; ".join(differing[:_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A parameter's value in a message, cut short."""
     text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
