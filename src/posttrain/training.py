@@ -44,12 +44,13 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
+from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
 from posttrain.publish import create_repository
 from posttrain.runs import digest_of, digest_of_folder, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.terminal import show_long_bars_only
-from posttrain.trainer import TIMINGS, PostTrainer
+from posttrain.trainer import TIMINGS, PostTrainer, peak_memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _train(
     counts: dict[str, int],
     checkpoint: str | None,
 ) -> dict[str, float]:
-    config = method.config
+    config, clock, planned = method.config, StepClock(), plan_file(method.config, arguments.world_size)
     trainer = PostTrainer(
         method,
         scorer,
@@ -169,7 +170,7 @@ def _train(
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         processing_class=tokenizer,
-        callbacks=method.callbacks(),
+        callbacks=[*method.callbacks(), *([clock] if planned.is_file() else [])],
     )
     if arguments.should_save and checkpoint is None:
         check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
@@ -184,6 +185,8 @@ def _train(
     metrics["tokens_per_second"] = trainer.tokens_per_second
     metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
     _save(config, trainer, metrics)
+    if arguments.process_index == 0:
+        tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(), clock)
     return metrics
 
 

@@ -37,7 +37,7 @@ MODEL_FLOPS_SHARE = 0.35
 BANDWIDTH_SHARE = 0.5
 _FLOAT32_SHARE = 0.25  # of the peak in half precision, with and without TensorFloat-32 about
 # One core of a server with AVX-512 in whole training steps in float32; fitted to the runs of benchmarks/README.md.
-CPU_FLOPS_OF_A_CORE = 28e9
+CPU_FLOPS_OF_A_CORE = 50e9
 CPU_BYTES_A_SECOND = 10e9
 # What the CUDA context and the allocator's gaps take beside the tensors that torch counts.
 CONTEXT_BYTES, GAPS = 0.8 * _GIB, 0.06

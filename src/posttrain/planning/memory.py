@@ -17,9 +17,11 @@ from posttrain.planning.shape import ModelShape
 _MIB = 2**20
 # Resident memory of a process that has imported what training imports and made a trainer, before weights: measured,
 # see docs/plan.md. Of a GPU: the workspace of cuBLAS, which torch counts as its own.
-CPU_BASE, CUDA_BASE = 475 * _MIB, 40 * _MIB
+CPU_BASE, CUDA_BASE = 500 * _MIB, 40 * _MIB
 # Memory that the C library's allocator holds in gaps between tensors that come and go, as a share of those: measured.
 CPU_GAPS = 0.25
+# By so much of what came on top of the framework grows what a process holds, from a probe's few steps to many: measured.
+CPU_CREEP = 0.08
 _COPIES_OF_LOGITS = 3  # of the next token, while it is drawn: scores, probabilities and their sums
 # Numbers that an optimizer keeps for each trained one, in the type of the parameter. 8-bit ones keep bytes.
 _STATES = {
