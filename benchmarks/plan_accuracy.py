@@ -61,7 +61,11 @@ def make_material(folder: Path, data: Path) -> None:
         call(["scripts/sft.py", "--max_steps", "300", "--warmup_steps", "30", *brief], emb, folder)
         call(["scripts/reward.py", "--max_steps", "40", "--warmup_steps", "4", *brief], emb, folder)
     if not (bench / "tokens.json").is_file():
-        call([str(ROOT / "benchmarks/material.py"), "--data", str(data), "--to", str(bench), "--rows", "600"], ROOT, folder)
+        call(
+            [str(ROOT / "benchmarks/material.py"), "--data", str(data), "--to", str(bench), "--rows", "600"],
+            ROOT,
+            folder,
+        )
 
 
 def call(words: list[str], where: Path, folder: Path) -> str:

@@ -154,6 +154,8 @@ def test_paths(ask: Ask) -> None:
         ("posttrain inspect rows/pa", ["rows/pairs of words.jsonl"]),
         ("posttrain inspect rows --me", ["--method"]),
         ("posttrain inspect rows --method gr", ["grpo"]),
+        ("posttrain plan gr", ["grpo"]),
+        ("posttrain plan dpo --probe_s", ["--probe_steps"]),
         ("posttrain completion f", ["fish"]),
         ("posttrain env ", []),
         ("posttrain unknown --", []),

@@ -16,7 +16,7 @@ from posttrain.config.parse import FileOption, LaunchOptions
 # What stands beside the methods, and what it is for.
 COMMANDS = {
     "inspect": "what a data set is good for, what a model sees of it, and a command to start with",
-    "plan": "what a run will take before it is started: steps, memory, time, disk, and what to look at",
+    "plan": "what a run will take before it is started: steps, memory, time, disk",
     "env": "versions, devices and what works here, to paste into a bug report",
     "completion": "a script that completes commands and flags in bash, zsh or fish",
 }

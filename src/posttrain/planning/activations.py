@@ -9,6 +9,7 @@ keys, values, the output, and one number a query and head (arXiv 2205.14135, sec
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ def saved_for_backward(
     before, log.disabled = log.disabled, True
     try:
         for layers in (1, 2):
-            for length in (_SHORT, _LONG):
-                sizes[layers, length] = _bytes_saved(config, layers, length, weights, autocast, on_gpu)
+            for length, size in _bytes_saved(config, layers, weights, autocast, on_gpu).items():
+                sizes[layers, length] = size
     except UserError:
         return None
     except Exception:  # of whatever kind: code that nobody here has written, run in a way that it was not made for
@@ -90,9 +91,8 @@ def by_formula(hidden: int, inner: int, query: int, key: int, size: int) -> Save
     return Saved(size * (7 * hidden + query + 2 * key + 4 * inner), size * 2.5 * hidden, 0.0, 0.0, False)
 
 
-def _bytes_saved(
-    config: CommonConfig, layers: int, length: int, weights: Any, autocast: Any, on_gpu: bool
-) -> int:
+def _bytes_saved(config: CommonConfig, layers: int, weights: Any, autocast: Any, on_gpu: bool) -> dict[int, int]:
+    """Of rows of two lengths."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -101,35 +101,37 @@ def _bytes_saved(
     if model is None:
         raise UserError(f"{config.model_name_or_path}: no model can be made of its config")
     model.to(weights)
-    inner = model
-    inner.config._attn_implementation = _NAME
+    decoder: Any = getattr(model, model.base_model_prefix)
+    model.config._attn_implementation = _NAME
     if config.use_peft:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = wrap(model, config)
-    kept: dict[int, Any] = {}
-    with FakeTensorMode():
-        _make_fake(model)
-        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    context: Any = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
+    found = {}
+    _contiguous_output.append(not on_gpu)
+    try:
+        with FakeTensorMode():
+            _make_fake(model)
+            model.train()
+            own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+            for length in (_SHORT, _LONG):
+                kept: dict[int, Any] = {}
+                note = functools.partial(_note, kept, own)
+                ids, positions = torch.zeros(1, length, dtype=torch.long), torch.arange(length)[None]
+                with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), context:
+                    decoder(input_ids=ids, position_ids=positions, use_cache=False)
+                found[length] = sum(storage.nbytes() for storage in kept.values())
+    finally:
+        _contiguous_output.pop()
+    return found
 
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage  # held, so that no later one gets its number
-            return tensor
 
-        ids = torch.zeros(1, length, dtype=torch.long)
-        decoder: Any = getattr(inner, inner.base_model_prefix)
-        model.train()
-        context: Any = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
-        _contiguous_output.append(not on_gpu)
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), context:
-                output = decoder(input_ids=ids, position_ids=torch.arange(length)[None], use_cache=False)
-        finally:
-            _contiguous_output.pop()
-        del output
-    return sum(storage.nbytes() for storage in kept.values())
+def _note(kept: dict[int, Any], own: set[int], tensor: torch.Tensor) -> torch.Tensor:
+    storage = tensor.untyped_storage()
+    if storage._cdata not in own:
+        kept[storage._cdata] = storage  # held, so that no later one gets its number
+    return tensor
 
 
 def _make_fake(model: torch.nn.Module) -> None:

@@ -59,8 +59,8 @@ def _disk(plan: Plan, case: Case) -> Iterator[Finding]:
     if disk.total > disk.free:
         yield Finding(
             "bad",
-            f"the run keeps up to {in_words(disk.total)} on a disk with {in_words(disk.free)} free: --save_total_limit 1 "
-            "keeps one checkpoint at a time",
+            f"the run keeps up to {in_words(disk.total)} on a disk with {in_words(disk.free)} free: "
+            "--save_total_limit 1 keeps one checkpoint at a time",
             ("--save_total_limit", "1"),
         )
     elif case.arguments.save_total_limit is None and disk.num_kept > 2 and disk.num_kept * disk.checkpoint > 10 * _GIB:
@@ -122,7 +122,8 @@ def _ends(plan: Plan, case: Case) -> Iterator[Finding]:
     if case.config.data_kind in ("sft", "preference") and counts.get("eos_targets") == 0 and counts.get("targets"):
         yield Finding(
             "bad",
-            "the EOS token is never trained on, so the model will not learn to stop; `posttrain inspect` shows the ends",
+            "the EOS token is never trained on, so the model will not learn to stop; `posttrain inspect` "
+            "shows how rows end",
         )
 
 
@@ -136,8 +137,8 @@ def _packing(plan: Plan, case: Case) -> Iterator[Finding]:
         per_row = limit * plan.rows.packable / float(case.rows.lengths.tokens.mean())
         yield Finding(
             "warn",
-            f"a micro-batch holds {filled:,.0f} tokens; with --packing a row of {limit:,} holds {per_row:.1f} documents, "
-            f"{plan.rows.packable:.0%} full, so an epoch takes {per_row:.1f} times fewer steps of that many times the rows",
+            f"a micro-batch holds {filled:,.0f} tokens; with --packing a row of {limit:,} holds {per_row:.1f} "
+            f"documents and is {plan.rows.packable:.0%} full, so that a GPU has more to do at a time",
             ("--packing",),
         )
 
@@ -156,8 +157,8 @@ def _batches(plan: Plan, case: Case) -> Iterator[Finding]:
     elif not case.samples and steps.rows_in_last and steps.rows_in_last < steps.rows_in_micro_batch / 4:
         yield Finding(
             "warn",
-            f"the last micro-batch of an epoch has {steps.rows_in_last} of {steps.rows_in_micro_batch} {unit}, and weighs "
-            "as much as a full one where it is a step of its own: --dataloader_drop_last leaves it out",
+            f"the last micro-batch of an epoch has {steps.rows_in_last} of {steps.rows_in_micro_batch} {unit}, and "
+            "weighs as much as a full one where it is a step of its own: --dataloader_drop_last leaves it out",
             ("--dataloader_drop_last",),
         )
     if steps.rows_in_step < 8 and plan.num_parameters > _LARGE:
@@ -203,7 +204,7 @@ def _generations(plan: Plan, case: Case) -> Iterator[Finding]:
 
 def _rate(plan: Plan, case: Case) -> Iterator[Finding]:
     rate, config = case.config.learning_rate, case.config
-    default = flags_of(type(config))["learning_rate"].default
+    default: Any = flags_of(type(config))["learning_rate"].default
     low = min(_ADAPTER_RATE, 2 * default)
     if config.use_peft and 0 < rate <= low:
         better = _RATES[plan.method]
@@ -217,8 +218,8 @@ def _rate(plan: Plan, case: Case) -> Iterator[Finding]:
         better = _RATES[plan.method] / 10
         yield Finding(
             "warn",
-            f"a learning rate of {rate:g} is one for adapters; all {plan.num_parameters / 1e9:.2g}B weights learn with a "
-            f"tenth of that or less: --learning_rate {better:g}",
+            f"a learning rate of {rate:g} is one for adapters; all {plan.num_parameters / 1e9:.2g}B weights learn "
+            f"with a tenth of that or less: --learning_rate {better:g}",
             ("--learning_rate", f"{better:g}"),
         )
 

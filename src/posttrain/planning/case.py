@@ -107,9 +107,7 @@ def case_of(
         reward_bytes=reward_bytes,
         kept_in_cpu=config.activation_offloading and device.kind == "cuda",
     )
-    return Case(
-        config, arguments, decided, device, shape, rows, evaluation, setting, parameters, tuple(assumptions)
-    )
+    return Case(config, arguments, decided, device, shape, rows, evaluation, setting, parameters, tuple(assumptions))
 
 
 def _reference_bytes(config: Any, shape: ModelShape) -> float:

@@ -116,4 +116,4 @@ def _key_of(name: str) -> str | None:
     plain = name.lower().replace(" ", "").replace("-", "")
     found = [key for key in GPUS if key.partition("-")[0] in plain]
     exact = [key for key in found if key.replace("-", "") in plain]
-    return (exact or found or [None])[0]
+    return next(iter(exact or found), None)

@@ -85,7 +85,9 @@ def _rows(plan: Plan, ink: Ink) -> Iterator[str]:
         read = f"{rows.read:,} read, {rows.kept:,} kept" if rows.read != rows.kept else f"{rows.kept:,}"
         more = [f"{rows.dropped:,} dropped ({rows.dropped / max(1, rows.read or 1):.1%})"] * bool(rows.dropped)
         share = f"{rows.truncated / max(1, rows.read or 1):.1%}"
-        more += [f"{rows.truncated:,} cut ({share}), which lose {rows.tokens_truncated:,} tokens"] * bool(rows.truncated)
+        more += [f"{rows.truncated:,} cut ({share}), which lose {rows.tokens_truncated:,} tokens"] * bool(
+            rows.truncated
+        )
         told.append(("rows", ", ".join([read, *more]) + about))
     if rows.tokens is not None:
         targets = f", {short(rows.targets)} of them trained on" if rows.targets else ""
@@ -131,8 +133,14 @@ def _memory(plan: Plan, ink: Ink) -> Iterator[str]:
     rows += [(part.name, in_words(part.bytes), part.how) for part in memory.phases[phase] if part.bytes]
     if plan.probe is not None:
         off = plan.peak - memory.peak
-        rows.append(("as measured", ("+" if off >= 0 else "−") + in_words(abs(off)), "by the probe, which held "
-                     f"{in_words(plan.probe.peak)} where the formula says {in_words(plan.probe.peak_by_formula)}"))
+        rows.append(
+            (
+                "as measured",
+                ("+" if off >= 0 else "−") + in_words(abs(off)),
+                "by the probe, which held "
+                f"{in_words(plan.probe.peak)} where the formula says {in_words(plan.probe.peak_by_formula)}",
+            )
+        )
     rows.append(("peak", in_words(plan.peak), f"in {phase}"))
     yield ink.bold("Memory") + ink.dim(f"  of {in_words(plan.available)}")
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -141,8 +149,10 @@ def _memory(plan: Plan, ink: Ink) -> Iterator[str]:
         yield f"  {name:<{widths[0]}}  {size:>{widths[1]}}  {ink.dim(lines[0])}"
         yield from (" " * (sum(widths) + 6) + ink.dim(line) for line in lines[1:])
     if plan.longest_row is not None:
-        yield from (f"  {line}" for line in wrapped(
-            f"a micro-batch of about {plan.longest_row:,} tokens would fill it", WIDTH - 2))
+        yield from (
+            f"  {line}"
+            for line in wrapped(f"a micro-batch of about {plan.longest_row:,} tokens would fill it", WIDTH - 2)
+        )
 
 
 def _time(plan: Plan, ink: Ink) -> Iterator[str]:

@@ -65,8 +65,8 @@ def plan(
             off += CPU_CREEP * max(0.0, measured.peak - CPU_BASE)
         peak, highest = peak + off, highest + off
         seconds *= float(np.mean(measured.seconds)) / measured.seconds_by_formula
-    time = run_time(case, steps, completion, seconds, measured)
-    evaluation = case.evaluation
+    disk = disk_plan(config, case.arguments, case.shape, steps, case.rows, case.evaluation, completion)
+    time = run_time(case, steps, completion, seconds, disk, measured)
     found = Plan(
         method=config.method,
         model=case.shape.name,
@@ -82,7 +82,7 @@ def plan(
         upper=highest,
         available=case.device.usable / (1 if case.device.kind == "cuda" else case.decided.here),
         time=time,
-        disk=disk_plan(config, case.arguments, case.shape, steps, case.rows, evaluation, completion),
+        disk=disk,
         assumptions=(*case.assumptions, *_assumed(case, measured)),
         probe=measured,
         longest_row=_longest_row(case, steps, completion, highest),
@@ -171,13 +171,13 @@ def _assumed(case: Case, measured: Probe | None) -> list[str]:
         found.append(f"completions of {longest_completion(case.config):,.0f} tokens, the limit; --probe measures them")
     elif case.samples and measured is not None and measured.completion is not None:
         found.append(
-            f"completions of {measured.completion:,.0f} tokens, as in the probe; they may grow while the policy learns, "
-            f"to {longest_completion(case.config):,.0f} at most"
+            f"completions of {measured.completion:,.0f} tokens, as in the probe; they may grow while the policy "
+            f"learns, to {longest_completion(case.config):,.0f} at most"
         )
     if case.rows.is_sampled:
         found.append(f"all rows are as the first {case.rows.num_read:,}")
     if not case.shape.saved.is_counted:
-        found.append("activations by the formula of a gated decoder: this model's code cannot be traced without numbers")
+        found.append("activations by the formula of a gated decoder: this model cannot be traced without numbers")
     if case.decided.processes > 1:
         found.append("sending between processes takes no time")
     if case.setting.on_gpu:

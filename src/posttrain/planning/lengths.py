@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ Numbers = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
 _MOST_LOOKED_AT = 400_000  # of rows that are prepared: further ones only count
-_BYTES_OF_A_LARGE_SOURCE = 2**28
+_MANY_BYTES, _MANY_ROWS = 2**28, 200_000  # of data that takes more than some seconds to prepare
 _LINES_FOR_SIZE = 2000
 
 
@@ -112,7 +111,7 @@ def rows_of(config: CommonConfig, tokenizer: Any, split: str, most_read: int) ->
     kind = config.data_kind
     expected = expected_rows(source)
     is_streamed = config.is_streamed and role == "train"
-    if is_streamed or (_is_large(source) and (expected is None or expected > most_read)):
+    if is_streamed or (_is_large(source, expected) and (expected is None or expected > most_read)):
         return _sampled(config, tokenizer, source, role, expected, most_read)
     prepared = prepare(config, tokenizer, kind, split)
     assert prepared is not None
@@ -127,6 +126,8 @@ def _sampled(
     config: CommonConfig, tokenizer: Any, source: Source, role: Any, expected: int | None, most_read: int
 ) -> Rows:
     kind, options = config.data_kind, options_of(config, config.data_kind, role)
+    if isinstance(source, HeldOut):  # which would count all rows to draw some of them
+        source = source.source
     with tempfile.TemporaryDirectory(prefix="posttrain-plan-") as folder:
         build(Path(folder), FirstRows(source, most_read, held_out=True), tokenizer, kind, options)
         about = store.read_about(Path(folder))
@@ -145,10 +146,9 @@ def _sampled(
     return Rows(source.name, scaled, lengths, known, read, tuple(about["notes"]), on_disk)
 
 
-def _is_large(source: Source) -> bool:
-    """Whether reading all of it takes more than some seconds."""
-    size = bytes_of(source)
-    return (size is not None and size > _BYTES_OF_A_LARGE_SOURCE) or isinstance(source, TableSource)
+def _is_large(source: Source, expected: int | None) -> bool:
+    """Whether preparing all of it takes more than some seconds."""
+    return (bytes_of(source) or 0) > _MANY_BYTES or (expected or 0) > _MANY_ROWS
 
 
 def bytes_of(source: Source) -> int | None:
@@ -279,5 +279,3 @@ def _sums(batch: pa.RecordBatch, name: str) -> Numbers:
     offsets = column.offsets.to_numpy()
     sums = np.concatenate([[0], np.cumsum(column.values.to_numpy(), dtype=np.int64)])
     return sums[offsets[1:]] - sums[offsets[:-1]]
-
-

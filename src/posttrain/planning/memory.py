@@ -20,7 +20,7 @@ _MIB = 2**20
 CPU_BASE, CUDA_BASE = 500 * _MIB, 40 * _MIB
 # Memory that the C library's allocator holds in gaps between tensors that come and go, as a share of those: measured.
 CPU_GAPS = 0.25
-# By so much of what came on top of the framework grows what a process holds, from a probe's few steps to many: measured.
+# By so much of what is on top of the framework a process grows from the few steps of a probe to many: measured.
 CPU_CREEP = 0.08
 _COPIES_OF_LOGITS = 3  # of the next token, while it is drawn: scores, probabilities and their sums
 # Numbers that an optimizer keeps for each trained one, in the type of the parameter. 8-bit ones keep bytes.
@@ -255,7 +255,9 @@ def head_bytes(shape: ModelShape, targets: float, setting: Setting, training: bo
 def _forward(shape: ModelShape, setting: Setting, load: Load, whose: str) -> Iterator[Part]:
     number = 2 if setting.half else shape.number
     tokens = _tokens(shape, load)
-    yield Part("a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), f"{tokens:,.0f} tokens {whose}")
+    yield Part(
+        "a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), f"{tokens:,.0f} tokens {whose}"
+    )
     kept, transient = head_bytes(shape, load.targets, setting, training=False)
     yield Part("output head", kept + transient, f"{load.targets:,.0f} targets, in chunks")
 

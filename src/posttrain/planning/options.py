@@ -21,7 +21,9 @@ class PlanFlags:
     probe: bool = flag(False, "Take a few real steps in a folder that is thrown away, and calibrate by them.")
     probe_steps: int = flag(6, "So many of them.", low=3, high=100)
     gpu: str | None = flag(None, "Plan for this GPU, which need not be here, such as a100-80gb, h100, rtx4090, l4.")
-    memory: float | None = flag(None, "GiB of memory of the GPU (or of this machine), where it is not all of it.", low=0.1)
+    memory: float | None = flag(
+        None, "GiB of memory of the GPU (or of this machine), where it is not all of it.", low=0.1
+    )
     rows: int = flag(20_000, "Rows to tokenise of data that is streamed, or large and not prepared yet.", low=100)
     format: str = flag("text", "How to print it.", choices=("text", "json"))
     color: str = flag("auto", "Mark in colour: auto is on a terminal.", choices=("auto", "always", "never"))
@@ -102,7 +104,9 @@ def _divided(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             name = "" if has_value else plain
             if not has_value and not is_bool(field):
                 own[plain] = None
-        elif word.startswith("--") and plain.removeprefix("no_") in fields and is_bool(fields[plain.removeprefix("no_")]):
+        elif (
+            word.startswith("--") and plain.removeprefix("no_") in fields and is_bool(fields[plain.removeprefix("no_")])
+        ):
             own[plain.removeprefix("no_")], name = False, ""
         elif name and not word.startswith("--"):
             own[name], name = convert(fields[name], word, f"--{name}"), ""

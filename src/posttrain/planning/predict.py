@@ -8,9 +8,9 @@ from typing import Any
 from posttrain.config import CommonConfig, PolicyConfig
 from posttrain.planning.batches import Load, Steps, load_of_evaluation
 from posttrain.planning.case import Case
-from posttrain.planning.disk_space import disk_plan, num_evaluations
+from posttrain.planning.disk_space import num_evaluations
 from posttrain.planning.memory import Memory, Sampling, memory_of
-from posttrain.planning.report import Probe, TimePlan
+from posttrain.planning.report import DiskPlan, Probe, TimePlan
 from posttrain.planning.work import Work, forward_operations, seconds_of, work_of
 
 _START, _START_OF_A_BYTE = 8.0, 2.5e-9  # seconds: imports and trials; reading and hashing weights, twice
@@ -111,9 +111,17 @@ def _evaluation_load(case: Case, completion: float) -> tuple[Load, Load, int]:
     return load_of_evaluation(lengths, size * case.decided.processes, group, limit)
 
 
-def run_time(case: Case, steps: Steps, completion: float, seconds: float, measured: Probe | None) -> TimePlan:
-    """Of the whole run, with steps of so many seconds."""
-    disk = disk_plan(case.config, case.arguments, case.shape, steps, case.rows, case.evaluation, completion)
+def run_time(
+    case: Case, steps: Steps, completion: float, seconds: float, disk: DiskPlan, measured: Probe | None
+) -> TimePlan:
+    """Of the whole run.
+
+    Args:
+        case, steps, completion: as above.
+        seconds: of a step.
+        disk: what is written.
+        measured: by a probe.
+    """
     evaluation = 0.0
     if case.evaluation is not None:
         mean, _, number = _evaluation_load(case, completion)

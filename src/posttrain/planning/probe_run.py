@@ -57,7 +57,6 @@ def as_probe(config: CommonConfig, request: dict[str, Any]) -> CommonConfig:
 def _run(config: CommonConfig, request: dict[str, Any]) -> None:
     from transformers import TrainerCallback
 
-    from posttrain.batch import NO_PARENT, PackedBatch
     from posttrain.methods.dpo import DPO
     from posttrain.methods.grpo import GRPO
     from posttrain.methods.reward import Reward
@@ -67,45 +66,51 @@ def _run(config: CommonConfig, request: dict[str, Any]) -> None:
     from posttrain.training import run
 
     methods: dict[str, Any] = {"sft": SFT, "reward": Reward, "dpo": DPO, "grpo": GRPO, "rloo": RLOO}
-    clock, loads, began = StepClock(), list[dict[str, float]](), [0.0]
+    base: Any = methods[config.method]
+    clock, loads = StepClock(), list[dict[str, float]]()
 
     class Report(TrainerCallback):
+        began = 0.0
+
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            began[0] = time.time()
+            self.began = time.time()
 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if os.environ.get("RANK", "0") == "0":
-                found = {"seconds": clock.seconds, "peak": _peak(), "start": began[0] - request["began"], "loads": loads}
+                start = self.began - request["began"]
+                found = {"seconds": clock.seconds, "peak": _peak(), "start": start, "loads": loads}
                 Path(request["result"]).write_text(json.dumps(found), encoding="utf-8")
 
-    class Probed(methods[config.method]):  # type: ignore[misc]
+    class Probed(base):
         def setup(self, model: Any, scorer: Any, datasets: Any, device: Any) -> Any:
             rows = request["rows"]
             if rows is not None:
                 datasets = [datasets[0].select(rows).flatten_indices(keep_in_memory=True), *datasets[1:]]
             return super().setup(model, scorer, datasets, device)
 
-        def weights(self, batch: PackedBatch) -> Any:
-            segments = list(zip(batch.segments.lengths, batch.segments.key_lengths, strict=True))
-            children = [parent != NO_PARENT for parent in batch.segments.parents]
-            loads.append(
-                {
-                    "rows": batch.num_groups,
-                    "tokens": sum(batch.segments.lengths),
-                    "targets": batch.num_targets,
-                    "sequences": batch.num_sequences,
-                    "unshared": batch.num_tokens,
-                    "padded": batch.num_sequences * max(batch.segments.key_lengths),
-                    "keys": sum(keys for keys, child in zip(batch.segments.key_lengths, children, strict=True) if child),
-                    "pairs": sum(own * (own + 1) // 2 + own * (keys - own) for own, keys in segments),
-                }
-            )
+        def weights(self, batch: Any) -> Any:
+            loads.append(_load(batch))
             return super().weights(batch)
 
         def callbacks(self) -> list[Any]:
             return [*super().callbacks(), clock, Report()]
 
     run(Probed(config))
+
+
+def _load(batch: Any) -> dict[str, float]:
+    """The fields of `Load`, of a micro-batch (a PackedBatch)."""
+    segments = list(zip(batch.segments.lengths, batch.segments.key_lengths, batch.segments.parents, strict=True))
+    return {
+        "rows": batch.num_groups,
+        "tokens": sum(batch.segments.lengths),
+        "targets": batch.num_targets,
+        "sequences": batch.num_sequences,
+        "unshared": batch.num_tokens,
+        "padded": batch.num_sequences * max(batch.segments.key_lengths),
+        "keys": sum(keys for _, keys, parent in segments if parent >= 0),
+        "pairs": sum(own * (own + 1) // 2 + own * (keys - own) for own, keys, _ in segments),
+    }
 
 
 def _peak() -> float:

@@ -59,9 +59,7 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
     half: torch.dtype | None = None
     if on_gpu and config.fp16:
         half = torch.float16
-    elif on_gpu and (device.bf16 if config.bf16 is None else config.bf16):
-        half = torch.bfloat16
-    elif not on_gpu and arguments.bf16:
+    elif arguments.bf16 if not on_gpu else device.bf16 if config.bf16 is None else config.bf16:
         half = torch.bfloat16
     recomputed = on_gpu if config.gradient_checkpointing is None else bool(config.gradient_checkpointing)
     file = _file_of(launch)

@@ -84,8 +84,6 @@ def shape_of(config: CommonConfig, autocast: torch.dtype | None, on_gpu: bool) -
     Raises:
         UserError: its config cannot be had, or adapters do not fit the model.
     """
-    import torch
-
     name = str(config.model_name_or_path)
     base = adapter_base(name)
     if base is not None:  # it is merged

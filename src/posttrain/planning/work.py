@@ -87,7 +87,7 @@ def work_of(
         tokens = sampling.completions * sampling.expected + sampling.prompts * sampling.prompt
         seen = sampling.completions * sampling.expected * (sampling.prompt + sampling.expected / 2)
         sampled = 2 * (shape.per_token + shape.head) * tokens + 4 * shape.query * seen * shape.layers
-        drawn = sampling.longest if sampling.expected >= sampling.longest else min(sampling.longest, 2 * sampling.expected)
+        drawn = min(sampling.longest, 2 * sampling.expected)  # until the longest of them has ended
     passes = number * (2 + bool(setting.recomputed) + extra_passes)
     segments = number * (load.sequences + load.rows * (load.keys > 0)) * (2 + extra_passes)
     return Work(
@@ -107,7 +107,9 @@ def seconds_of(work: Work, shape: ModelShape, setting: Setting, device: Device) 
     fixed = shape.layers * (_OF_LAYER[kind] * work.passes + _OF_SEGMENT_IN_LAYER[kind] * work.segments)
     memory_speed = device.bandwidth if kind == "cuda" else _CPU_MEMORY
     optimizer = _OPTIMIZER_BYTES * shape.num_trained / memory_speed + _OF_STEP[kind]
-    weights = shape.weight_bytes if kind == "cuda" else 0  # read once a token drawn; those of small models stay in caches
+    weights = (
+        shape.weight_bytes if kind == "cuda" else 0
+    )  # read once a token drawn; those of small models stay in caches
     drawing = work.drawn * (_OF_TOKEN_DRAWN[kind] * max(1, shape.layers / 4) + weights / device.bandwidth)
     sampling = work.sampling / (device.flops * (1.0 if kind == "cuda" else 0.7)) + drawing
     return products + fixed + optimizer + sampling
