@@ -157,6 +157,8 @@ def test_paths(ask: Ask) -> None:
         ("posttrain check rows/pa", ["rows/pairs of words.jsonl"]),
         ("posttrain check rows --max_id", ["--max_identical"]),
         ("posttrain check rows --test rows/pa", ["rows/pairs of words.jsonl"]),
+        ("posttrain plan gr", ["grpo"]),
+        ("posttrain plan dpo --probe_s", ["--probe_steps"]),
         ("posttrain completion f", ["fish"]),
         ("posttrain env ", []),
         ("posttrain unknown --", []),

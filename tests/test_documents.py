@@ -1,6 +1,8 @@
 """What the documents tell a person to type or to write is understood: commands, flags, files and rows."""
 
+import contextlib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from posttrain.experiment.gates.command import parse as parse_check
 from posttrain.experiment.own_task import read_own
 from posttrain.experiment.params import stage_config
 from posttrain.inspection.options import parse_request
+from posttrain.planning.options import PlanFlags, parse_plan
 
 # Programs whose own words are not looked at.
 OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
@@ -132,6 +135,13 @@ def check_other_command(name: str, *words: str) -> None:
         assert not words
     elif name == "check":
         assert words == ("--help",) or parse_check(words)
+    elif name == "plan":
+        request = parse_plan(words)
+        for file in [after for word, after in pairwise(words) if word == "--config"]:
+            reward = "reward_funcs: accuracy_reward\n" * (request.method in ("grpo", "rloo"))
+            Path(file).write_text(f"model_name_or_path: m\ndataset_name: d\n{reward}", encoding="utf-8")
+        with contextlib.chdir(ROOT if request.flags.params else "."):
+            assert request.flags.outcomes or request.parse()[0].model_name_or_path
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs
@@ -190,7 +200,9 @@ def check_pip(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_exist(document: str) -> None:
-    known = {name for cls in (*METHODS.values(), LaunchOptions, FileOption, CheckFlags) for name in flags_of(cls)}
+    known = {
+        name for cls in (*METHODS.values(), LaunchOptions, FileOption, CheckFlags, PlanFlags) for name in flags_of(cls)
+    }
     known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
     for span in spans(document):
         if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:

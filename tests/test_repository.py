@@ -20,11 +20,11 @@ SOURCE = ROOT / "src"
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
     {"cli"},
-    {"launch", "processes", "experiment", "inspection", "environment", "completion"},
+    {"launch", "processes", "experiment", "inspection", "planning", "environment", "completion"},
     {
         *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
         *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
-        "step_record",
+        *("step_record", "planned"),
     },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}

@@ -80,6 +80,12 @@ def _inspect(words: list[str]) -> int:
     return inspection.run(words)
 
 
+def _plan(words: list[str]) -> int:
+    from posttrain import planning
+
+    return planning.run(words)
+
+
 def _environment(words: list[str]) -> int:
     from posttrain import environment
 
@@ -136,6 +142,7 @@ def _check(words: list[str]) -> int:
 
 _RUN: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
+    "plan": _plan,
     "check": _check,
     "compare": _compare,
     "sweep": _sweep,

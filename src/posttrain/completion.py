@@ -91,10 +91,12 @@ def options_of(command: str) -> list[Option]:
         from posttrain.experiment.gates.command import CheckFlags
 
         fields = flags_of(CheckFlags)
-    elif command in METHODS:
-        cls = METHODS[command]
-        own = {name: field for name, field in flags_of(cls).items() if name not in refused(cls)}
-        fields = own | flags_of(LaunchOptions) | flags_of(FileOption)
+    elif command in (*METHODS, "plan"):
+        from posttrain.planning.options import PlanFlags
+
+        fields = flags_of(LaunchOptions) | flags_of(FileOption) | (flags_of(PlanFlags) if command == "plan" else {})
+        for cls in METHODS.values() if command == "plan" else [METHODS[command]]:
+            fields = {name: field for name, field in flags_of(cls).items() if name not in refused(cls)} | fields
     else:
         return []
     options = []
@@ -168,6 +170,7 @@ _posttrain() {{
     case "$command$flag" in
 {_cases(options, lambda one: one.paths, lambda text: f"kind={text}")}
         inspect|check) (( given )) || kind=file ;;
+        plan) (( given )) || values='{" ".join(METHODS)}' ;;
     esac
     case "$command$flag" in
 {_cases(options, lambda one: "several" * one.takes_several, lambda text: f"{text}=1")}
@@ -230,6 +233,7 @@ _posttrain() {{
     case $command$flag in
 {_cases(options, lambda one: one.paths, lambda text: f"kind={text}")}
         inspect|check) (( given )) || kind=file ;;
+        plan) (( given )) || values=( {" ".join(METHODS)} ) ;;
     esac
     case $command$flag in
 {_cases(options, lambda one: "several" * one.takes_several, lambda text: f"{text}=1")}
@@ -269,6 +273,7 @@ def fish_script(summaries: Mapping[str, str], options: Options) -> str:
         "complete -c posttrain -n '__posttrain_is completion' -a 'bash zsh fish'",
         "complete -c posttrain -n '__posttrain_is inspect' -F",
         "complete -c posttrain -n '__posttrain_is check' -F",
+        f"complete -c posttrain -n '__posttrain_is plan' -a '{' '.join(METHODS)}'",
     ]
     for name, summary in summaries.items():
         here = "test (count (commandline -opc)) = 1"

@@ -44,6 +44,7 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
+from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
 from posttrain.provenance import Provenance, base_model, is_timing
 from posttrain.provenance import write as write_provenance
@@ -52,7 +53,7 @@ from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.step_record import StepRecord
 from posttrain.terminal import show_long_bars_only
-from posttrain.trainer import PostTrainer
+from posttrain.trainer import PostTrainer, peak_memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def _train(
     checkpoint: str | None,
     provenance: Provenance | None,
 ) -> dict[str, float]:
-    config = method.config
+    config, clock, planned = method.config, StepClock(), plan_file(method.config, arguments.world_size)
     trainer = PostTrainer(
         method,
         scorer,
@@ -189,7 +190,7 @@ def _train(
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         processing_class=tokenizer,
-        callbacks=method.callbacks(),
+        callbacks=[*method.callbacks(), *([clock] if planned.is_file() else [])],
     )
     trainer.provenance = provenance
     if config.record_steps is not None:
@@ -207,6 +208,8 @@ def _train(
     metrics["tokens_per_second"] = trainer.tokens_per_second
     metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
     _save(config, trainer, metrics, checkpoint)
+    if arguments.process_index == 0:
+        tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(), clock)
     return metrics
 
 

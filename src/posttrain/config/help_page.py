@@ -16,6 +16,7 @@ from posttrain.config.parse import FileOption, LaunchOptions
 # What stands beside the methods, and what it is for.
 COMMANDS = {
     "inspect": "what a data set is good for, what a model sees of it, and a command to start with",
+    "plan": "what a run will take before it is started: steps, memory, time, disk",
     "check": "leaks of test rows, duplicates, contradictions and length bias, against thresholds",
     "compare": "two experiments: params, metrics, and which differences are more than noise",
     "sweep": "a grid of values, or several seeds, as experiments of DVC",
