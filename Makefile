@@ -12,7 +12,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics tensorboard lint audit format deps docs bench clean .checkout
+.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics report tensorboard lint audit format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ pipeline: .checkout setup ## run every stage of dvc.yaml that is not up to date
 
 metrics: setup ## show the metrics of the last run as a table
 	@$(BIN)/python -m posttrain.experiment.metrics_table metrics
+
+report: setup ## write report.html: one file with everything, to read or mail (EXPERIMENTS="main exp-1a2b")
+	$(BIN)/posttrain report $(EXPERIMENTS)
 
 tensorboard: setup ## show the training curves in a browser (PORT=6006)
 	$(BIN)/tensorboard --logdir work --host 127.0.0.1 --port $(PORT)

@@ -79,6 +79,12 @@ def _inspect(words: list[str]) -> int:
     return inspection.run(words)
 
 
+def _report(words: list[str]) -> int:
+    from posttrain.experiment import report
+
+    return report.run(words)
+
+
 def _environment(words: list[str]) -> int:
     from posttrain import environment
 
@@ -91,7 +97,12 @@ def _completion(words: list[str]) -> int:
     return completion.run(words)
 
 
-_RUN: dict[str, Callable[[list[str]], int]] = {"inspect": _inspect, "env": _environment, "completion": _completion}
+_RUN: dict[str, Callable[[list[str]], int]] = {
+    "inspect": _inspect,
+    "report": _report,
+    "env": _environment,
+    "completion": _completion,
+}
 
 
 def _overview() -> str:

@@ -87,6 +87,10 @@ def options_of(command: str) -> list[Option]:
 
         rows = {name: field for name, field in flags_of(SFTFlags).items() if name not in ("learning_rate", "loss_type")}
         fields = flags_of(InspectFlags) | flags_of(DataFlags) | flags_of(ModelFlags) | flags_of(LengthFlags) | rows
+    elif command == "report":
+        from posttrain.experiment.report.options import ReportFlags
+
+        fields = flags_of(ReportFlags)
     elif command in METHODS:
         cls = METHODS[command]
         own = {name: field for name, field in flags_of(cls).items() if name not in refused(cls)}
