@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 6006
+A ?= HEAD
+B ?= workspace
 
 # DVC runs its stages as `python scripts/…`; they must meet the environment's python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -12,7 +14,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline metrics report tensorboard lint audit format deps docs bench clean .checkout
+.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline use remote metrics compare sweep experiments report tensorboard lint audit format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,8 +51,23 @@ pipeline: .checkout setup ## run every stage of dvc.yaml that is not up to date
 	$(BIN)/dvc repro
 	@$(MAKE) --no-print-directory metrics
 
+use: setup ## put a recipe in the place of params.yaml (RECIPE=name; without: list them)
+	@$(BIN)/python -m posttrain.experiment.recipes $(RECIPE)
+
+remote: .checkout setup ## set up where `dvc push` and `dvc pull` keep results (URL=folder, s3://…, ssh://…)
+	@$(BIN)/dvc remote $(if $(URL),add --default --force storage $(URL),list)
+
 metrics: setup ## show the metrics of the last run as a table
 	@$(BIN)/python -m posttrain.experiment.metrics_table metrics
+
+compare: .checkout setup ## lay two experiments beside each other (A=main B=exp-1a2b; revisions, experiments, folders)
+	@$(BIN)/posttrain compare '$(A)' '$(B)' $(if $(ALL),--all)
+
+sweep: .checkout setup ## run a grid as experiments (SET="dpo.beta=0.05,0.1 dpo.seed=0..2" JOBS=2 STAGES=evaluate@dpo)
+	$(BIN)/posttrain sweep '$(SET)' $(if $(JOBS),--jobs $(JOBS)) $(if $(STAGES),--stages $(STAGES))
+
+experiments: .checkout setup ## show all experiments, and write results/experiments.csv for pandas
+	@$(BIN)/posttrain experiments --output results/experiments.csv
 
 report: setup ## write report.html: one file with everything, to read or mail (EXPERIMENTS="main exp-1a2b")
 	$(BIN)/posttrain report $(EXPERIMENTS)

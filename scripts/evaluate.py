@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The code beside this script, not an installed one: in the copies that DVC makes of a commit, that of the commit.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
 from posttrain.config.fields import flag, suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.experiment import evaluation
 from posttrain.experiment.evaluation_data import read_pairs, read_problems
 from posttrain.experiment.evaluation_statistics import with_interval
 from posttrain.experiment.settings import read_settings, split_words
+from posttrain.gpu_slots import take_slot
 
 REQUIRED = dataclasses.MISSING
 USAGE = "scripts/evaluate.py MODEL-NAME [--params FILE]"
@@ -96,6 +100,7 @@ def main() -> int:
     check_tokens(name, settings.reference)
     problems, pairs = read_problems(settings.prompts), read_pairs(settings.pairs)
     check_numbers(settings, len(problems), f"{path}: evaluate")
+    take_slot()
 
     metrics, results = evaluate(name, settings, problems, pairs)
 

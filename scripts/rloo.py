@@ -6,6 +6,10 @@ Flags win over the file's section `rloo`, whose output_dir, metrics_file and plo
 """
 
 import sys
+from pathlib import Path
+
+# The code beside this script, not an installed one: in the copies that DVC makes of a commit, that of the commit.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from posttrain.config import CommonConfig
 from posttrain.errors import report_mistakes

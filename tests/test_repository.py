@@ -5,7 +5,7 @@ import configparser
 import re
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import yaml
@@ -27,7 +27,7 @@ LAYERS = [
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json"},
+    | {"memory_limit", "strict_json", "embedded", "gpu_slots"},
 ]
 
 
@@ -46,14 +46,25 @@ def names_of(entries: list) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def resolved(stage: dict, entries: list) -> list[str]:
-    """Paths of a list, but for source files, with parameters put in; those of a matrix for each of its items."""
+def resolved(stage: dict, entries: list, content: dict[str, dict] | None = None) -> list[str]:
+    """Paths of a list, but for source files, with parameters put in (those of params.yaml, or of another such file);
+    those of a matrix for each of its items."""
     found = []
     for item in stage.get("matrix", {"model": [""]})["model"]:
-        values = params() | {"item": {"model": item}}
+        values = (content or params()) | {"item": {"model": item}}
         paths = [path for path in names_of(entries) if not path.endswith(".py")]
         found += [re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths]
     return found
+
+
+def made_by_stages(content: dict[str, dict] | None = None) -> set[str]:
+    """All that the stages write, with the parameters of params.yaml or of another such file."""
+    kinds = ("outs", "metrics", "plots")
+    return {
+        path
+        for stage in stages().values()
+        for path in resolved(stage, [entry for kind in kinds for entry in stage.get(kind, [])], content)
+    }
 
 
 @pytest.mark.parametrize("name", stages())
@@ -76,8 +87,20 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
 
 @pytest.mark.parametrize("name", stages())
 def test_what_a_stage_reads_another_one_makes(name: str) -> None:
-    made = {path for other in stages().values() for path in resolved(other, other["outs"])}
-    assert set(resolved(stages()[name], stages()[name]["deps"])) <= made
+    made = made_by_stages()
+    read = set(resolved(stages()[name], stages()[name]["deps"]))
+    if name == "prepare":
+        read.remove("data/raw")  # which people fill, and git and DVC keep
+    # A file of a folder that a stage makes is made by it.
+    assert all(any(PurePath(path).is_relative_to(other) for other in made) for path in read)
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo"])
+def test_a_stage_that_trains_depends_on_what_its_parameters_name(name: str) -> None:
+    deps = stages()[name]["deps"]
+    keys = [key for key in ("dataset_name", "model_name_or_path", "reward_model_name_or_path") if key in params()[name]]
+    assert len(keys) >= 2
+    assert {f"${{{name}.{key}}}" for key in keys} <= set(deps)
 
 
 @pytest.mark.parametrize("name", stages())

@@ -91,6 +91,24 @@ def _environment(words: list[str]) -> int:
     return environment.run(words)
 
 
+def _compare(words: list[str]) -> int:
+    from posttrain.experiment import comparison
+
+    return comparison.run(words)
+
+
+def _sweep(words: list[str]) -> int:
+    from posttrain.experiment import sweep
+
+    return sweep.run(words)
+
+
+def _experiments(words: list[str]) -> int:
+    from posttrain.experiment import experiments_table
+
+    return experiments_table.run(words)
+
+
 def _completion(words: list[str]) -> int:
     from posttrain import completion
 
@@ -99,6 +117,9 @@ def _completion(words: list[str]) -> int:
 
 _RUN: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
+    "compare": _compare,
+    "sweep": _sweep,
+    "experiments": _experiments,
     "report": _report,
     "env": _environment,
     "completion": _completion,

@@ -125,8 +125,12 @@ def _names(config: CommonConfig) -> Iterator[_Name]:
         base = adapter_base(one.name) if one.name else None
         if base is not None:
             found.append(_Name(one.flag, base, adapter=one.name))
-    paths = [config.dataset_name or "", *(source.path for source in config.datasets if source.path not in BUILDERS)]
-    found += [_Name("dataset_name" if config.dataset_name else "datasets", path, "datasets") for path in paths]
+    found.append(_Name("dataset_name", config.dataset_name or "", "datasets"))
+    found += [
+        _Name("datasets", source.path, "datasets", source.revision or "main")
+        for source in config.datasets
+        if source.path not in BUILDERS
+    ]
     yield from (one for one in dict.fromkeys(found) if one.name and is_on_hub(one.name))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, remark, suggestion
 from posttrain.config.accelerate_file import accelerate_settings
 from posttrain.errors import Stopped, UserError, install
+from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
 from posttrain.machine import num_cores
@@ -95,8 +96,12 @@ def _prepare(
         idle = remark(config)
         if idle is not None:
             logging.getLogger(__name__).info(idle)
-    if not is_launched() and _needs_launcher(launch) and _settle_processes(launch, config):
-        return launcher_command(launch, without_token(command))
+    if not is_launched():
+        if not _needs_launcher(launch):
+            if not config.use_cpu:
+                take_slot()  # whatever there was to complain of has been said: nobody waits for a GPU to hear it
+        elif _settle_processes(launch, config):
+            return launcher_command(launch, without_token(command))
     return None
 
 

@@ -55,6 +55,7 @@ class DatasetSource:
 
     path: str = flag(dataclasses.MISSING, "File, folder or hub id; or json, csv, parquet, with data_files.")
     name: str | None = flag(None, "Configuration of a hub dataset.")
+    revision: str | None = flag(None, "Branch, tag or commit of a hub dataset; unset: main.")
     data_dir: str | None = flag(None, "Folder within the dataset.")
     data_files: str | list[str] | dict[str, Any] | None = flag(None, "Files or patterns in it; a list, or by split.")
     split: str = flag("train", "Split to take, or part of it: train[:1000], train[10%:20%], train+test.")

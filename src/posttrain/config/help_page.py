@@ -16,6 +16,9 @@ from posttrain.config.parse import FileOption, LaunchOptions
 # What stands beside the methods, and what it is for.
 COMMANDS = {
     "inspect": "what a data set is good for, what a model sees of it, and a command to start with",
+    "compare": "two experiments: params, metrics, and which differences are more than noise",
+    "sweep": "a grid of values, or several seeds, as experiments of DVC",
+    "experiments": "all experiments as a table, to look at or for pandas",
     "report": "one HTML file with what ran, metrics, curves and answers, to read offline",
     "env": "versions, devices and what works here, to paste into a bug report",
     "completion": "a script that completes commands and flags in bash, zsh or fish",

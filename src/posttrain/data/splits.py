@@ -48,7 +48,7 @@ def open_source(config: CommonConfig, role: Role) -> Source | None:
     source: Source | None
     streamed = config.is_streamed
     if config.datasets:
-        source = _open_mixture(config.datasets, streamed) if wanted.role == "train" else None
+        source = open_mixture(config.datasets, streamed) if wanted.role == "train" else None
     elif config.dataset_name:
         named = partial(open_named, config.dataset_name, config.dataset_config, streamed=streamed)
         source = _open_split(wanted.name, wanted.flag, lambda name: named(wanted._replace(name=name)), streamed)
@@ -209,10 +209,20 @@ def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _open_mixture(entries: list[DatasetSource], streamed: bool) -> Source:
+def open_mixture(entries: list[DatasetSource], streamed: bool = False, called: str = "datasets") -> Source:
+    """Open several sources as one.
+
+    Args:
+        entries: what to open, at least one.
+        streamed: rows are read as they are asked for, in one direction.
+        called: the flag or key that holds the entries, for messages.
+
+    Raises:
+        UserError: one of them is not there, or not to be read.
+    """
     parts = []
     for number, entry in enumerate(entries):
-        where = f"datasets[{number}]"
+        where = f"{called}[{number}]"
         part_of = partial(_open_part, entry, where, streamed)
         source = _open_split(entry.split, f"{where}.split", part_of, streamed)
         assert source is not None  # a required split is there or an error
@@ -255,10 +265,9 @@ def _slice(source: Source, bounds: Bounds, where: str, streamed: bool) -> Source
 def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
     folder, wanted = Path(entry.path).expanduser(), WantedSplit(entry.split, flag=f"{where}.split")
     is_builder = entry.path in BUILDERS and not folder.exists()
-    if entry.name is not None and folder.exists():
-        raise UserError(
-            f"{where}.name: {entry.path} is a local file or folder, which has no configurations; leave it out"
-        )
+    for key, what in (("name", "configurations"), ("revision", "revisions")):
+        if getattr(entry, key) is not None and (folder.exists() or is_builder):
+            raise UserError(f"{where}.{key}: {entry.path} is a local file or folder, which has no {what}; leave it out")
     base = (folder if folder.is_dir() else Path()) / (entry.data_dir or "")
     files = entry.data_files
     source: Source | None
@@ -274,7 +283,7 @@ def _open_entry(entry: DatasetSource, where: str, streamed: bool) -> Source:
     elif is_builder or folder.exists():
         source = open_named(str(folder if folder.is_file() else base), None, wanted, streamed, f"{where}.path")
     else:
-        options = {"data_dir": entry.data_dir, "data_files": files}
+        options = {"data_dir": entry.data_dir, "data_files": files, "revision": entry.revision}
         given = {key: value for key, value in options.items() if value is not None}
         if given:
             pick = partial(_pick, wanted, where=entry.path)

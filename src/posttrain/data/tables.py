@@ -49,7 +49,7 @@ def open_hub(
         hub_config: which of its configurations.
         pick: told the names of the splits, returns the one to take, or None.
         streamed: read rows as they are asked for, and download nothing else.
-        **options: data_dir and data_files, for `datasets.load_dataset`.
+        **options: data_dir, data_files and revision, for `datasets.load_dataset`.
 
     Returns:
         The split, or None where `pick` takes none.

@@ -92,13 +92,13 @@ def _message(role: str, content: str) -> dict[str, str]:
 def write_data(problems: Problems, seed: int, terse_share: float, root: Path) -> None:
     """Write `<set>/<split>.jsonl` under a folder; each set's folder is replaced as a whole."""
     for name in SETS:
-        folder = _new_folder(root / name)
+        folder = new_folder(root / name)
         for split in SPLITS:
             written = rows(name, split, problems[name, split], seed, terse_share)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in written)
             with open(folder / f"{split}.jsonl", "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(lines)
-        _replace(folder, root / name)
+        put_in_place(folder, root / name)
 
 
 def write_base_model(texts: Iterable[str], vocab_size: int, sizes: Mapping[str, int], seed: int, path: Path) -> int:
@@ -114,12 +114,12 @@ def write_base_model(texts: Iterable[str], vocab_size: int, sizes: Mapping[str, 
     Returns:
         the number of the model's parameters.
     """
-    folder = _new_folder(path)
+    folder = new_folder(path)
     tokenizer = train_tokenizer(texts, vocab_size)
     write_tokenizer(tokenizer, folder)
     shape = {**sizes, "vocab_size": tokenizer.get_vocab_size()}
     write_model(shape, seed, folder)
-    _replace(folder, path)
+    put_in_place(folder, path)
     return count_parameters(shape)
 
 
@@ -135,7 +135,7 @@ def describe(problems: Problems) -> dict[str, int]:
     return counts | {f"num_{number}_step_problems": steps[number] for number in sorted(steps)}
 
 
-def _new_folder(path: Path) -> Path:
+def new_folder(path: Path) -> Path:
     """An empty folder beside `path`. What stands there may be a link into a cache: nothing is written through it."""
     folder = path.with_name(path.name + ".new")
     shutil.rmtree(folder, ignore_errors=True)
@@ -143,7 +143,8 @@ def _new_folder(path: Path) -> Path:
     return folder
 
 
-def _replace(folder: Path, path: Path) -> None:
+def put_in_place(folder: Path, path: Path) -> None:
+    """Give a folder from `new_folder` the name that it was made for, whatever stood there before."""
     if path.exists():
         shutil.rmtree(path)
     folder.rename(path)

@@ -5,6 +5,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -75,13 +76,22 @@ def _table(title: str, columns: dict[str, dict[str, Number]]) -> str:
 
 def _texts(values: dict[str, Number]) -> dict[str, str]:
     """The text of each metric, its interval behind it where it has one."""
-    intervals = {name: (f"{name}_low", f"{name}_high") for name in values}
-    intervals = {name: ends for name, ends in intervals.items() if all(end in values for end in ends)}
-    inside = {end for ends in intervals.values() for end in ends}
-    texts = {name: _format(value) for name, value in values.items() if name not in inside}
-    for name, ends in intervals.items():
-        texts[name] += f" [{' '.join(f'{values[end]:.3g}' for end in ends)}]"
+    texts = {}
+    for name in without_ends(values):
+        ends = [values[end] for end in _ends(name) if end in values]
+        texts[name] = _format(values[name]) + (f" [{' '.join(f'{end:.3g}' for end in ends)}]" if len(ends) == 2 else "")
     return texts
+
+
+def without_ends(names: Iterable[str]) -> list[str]:
+    """Names of metrics, each once, but for the ends of intervals: `x_low` and `x_high` where there is `x`."""
+    names = dict.fromkeys(names)
+    inside = {end for name in names for end in _ends(name) if all(end in names for end in _ends(name))}
+    return [name for name in names if name not in inside]
+
+
+def _ends(name: str) -> tuple[str, str]:
+    return f"{name}_low", f"{name}_high"
 
 
 def _format(value: Number) -> str:
