@@ -73,7 +73,7 @@ report: setup ## write report.html: one file with everything, to read or mail (E
 	$(BIN)/posttrain report $(EXPERIMENTS)
 
 tensorboard: setup ## show the training curves in a browser (PORT=6006)
-	$(BIN)/tensorboard --logdir work --host 127.0.0.1 --port $(PORT)
+	$(BIN)/python -m posttrain.experiment.tensorboard_view work --port $(PORT)
 
 lint: setup ## check style and types
 	$(BIN)/ruff check

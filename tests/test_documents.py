@@ -19,6 +19,7 @@ from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
 from posttrain.experiment.own_task import read_own
 from posttrain.experiment.params import stage_config
+from posttrain.experiment.report import options as report_options
 from posttrain.inspection.options import parse_request
 
 # Programs whose own words are not looked at.
@@ -128,6 +129,8 @@ def check_other_command(name: str, *words: str) -> None:
         assert set(words) <= {"bash", "zsh", "fish"}
     elif name == "env":
         assert not words
+    elif name == "report":
+        report_options.parse_request(words)
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs

@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
     {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"}
-    | {"checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations"},
+    | {"checkpoint_trainer", "counts", "tensorboard_run", "stop_training", "publish", "model_card", "citations"},
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},

@@ -48,6 +48,7 @@ from posttrain.positions import check_positions
 from posttrain.publish import create_repository
 from posttrain.runs import digest_of, digest_of_folder, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
+from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
 from posttrain.trainer import TIMINGS, PostTrainer
 
@@ -171,6 +172,7 @@ def _train(
         processing_class=tokenizer,
         callbacks=method.callbacks(),
     )
+    use_tensorboard_run(trainer, method, datasets[0], tokenizer)
     if arguments.should_save and checkpoint is None:
         check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)

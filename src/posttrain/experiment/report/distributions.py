@@ -162,6 +162,7 @@ def path_figure(gathered: Gathered) -> tuple[Figure, list[str]] | None:
         title={"text": "KL from the reference, nats a token, as logged in training"}, rangemode="tozero"
     )
     drawing.update_yaxes(title={"text": "mean reward of what was sampled"})
+    drawing.update_layout(showlegend=True)  # of a single stage, too
     about = f"Reward against KL over the training of {', '.join(dict.fromkeys(with_both))}."
     return figure_of("kl-path", drawing, about), without
 
