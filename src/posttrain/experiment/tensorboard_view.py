@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from posttrain.runs import RUN_FILE, WITHOUT_A_SAY
 EVERY = 15.0  # seconds between two looks for new runs
 SAMPLES = "text=200"  # texts of a kind that are shown; TensorBoard itself shows 10
 _LONGEST = 80  # letters of a name
+# Beginnings of flags that tell how a run is watched; they stand last.
+_WATCHING = ("eval", "log", "num_completions_to_print", "per_device_eval", "do_eval", "dataset_test_split")
 
 
 def link_runs(work: Path, view: Path) -> list[str]:
@@ -52,8 +55,9 @@ def _named(work: Path) -> Iterator[tuple[str, Path]]:
         runs = {folder: _about(folder) for folder in sorted(stage.iterdir()) if (folder / "runs").is_dir()}
         differing = _differing(list(runs.values()))
         for folder, about in runs.items():
-            told = " ".join(f"{name}={_short(about.get(name))}" for name in differing)
-            name = f"{stage.name}/{' '.join(filter(None, [told[:_LONGEST], folder.name[:6]]))}"
+            told = " ".join(f"{name}={_short(about[name])}" for name in differing if about.get(name) is not None)
+            words = [textwrap.shorten(told, _LONGEST, placeholder=" …"), folder.name[:6]]
+            name = f"{stage.name}/{' '.join(filter(None, words))}"
             starts = sorted(path for path in (folder / "runs").iterdir() if any(path.glob("events.out.tfevents.*")))
             for number, start in enumerate(starts):
                 yield name + (f" ({number + 1})" if number else ""), start
@@ -69,7 +73,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _differing(runs: list[dict[str, Any]]) -> list[str]:
-    names = sorted({name for flags in runs for name in flags})
+    names = sorted({name for flags in runs for name in flags}, key=lambda name: (name.startswith(_WATCHING), name))
     return [name for name in names if len({json.dumps(flags.get(name), sort_keys=True) for flags in runs if flags}) > 1]
 
 
