@@ -17,6 +17,8 @@ from posttrain.config.yaml_files import load_yaml
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
+from posttrain.experiment.gates.command import CheckFlags
+from posttrain.experiment.gates.command import parse as parse_check
 from posttrain.experiment.own_task import read_own
 from posttrain.experiment.params import stage_config
 from posttrain.experiment.report import options as report_options
@@ -131,6 +133,8 @@ def check_other_command(name: str, *words: str) -> None:
         assert not words
     elif name == "report":
         report_options.parse_request(words)
+    elif name == "check":
+        assert words == ("--help",) or parse_check(words)
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs
@@ -170,7 +174,10 @@ def check_dvc(words: list[str]) -> None:
     for setting in getattr(arguments, "set_param", None) or []:
         name, _, value = setting.partition("=")
         section, _, key = name.removeprefix("+").partition(".")
-        assert name.startswith("+") or key in params[section], "DVC changes keys that are there; + adds one"
+        own = params[section]
+        for part in key.split("."):
+            assert name.startswith("+") or part in own, "DVC changes keys that are there; + adds one"
+            own = own.get(part) if isinstance(own, dict) else None
         if section in METHODS:
             parse_command_line(section, [f"--{key}", value], params[section], f"params.yaml: {section}")
 
@@ -186,7 +193,7 @@ def check_pip(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_exist(document: str) -> None:
-    known = {name for cls in (*METHODS.values(), LaunchOptions, FileOption) for name in flags_of(cls)}
+    known = {name for cls in (*METHODS.values(), LaunchOptions, FileOption, CheckFlags) for name in flags_of(cls)}
     known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
     for span in spans(document):
         if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:

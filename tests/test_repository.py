@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import re
 import sys
 import tomllib
@@ -20,22 +21,28 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"}
-    | {"checkpoint_trainer", "counts", "tensorboard_run", "stop_training", "publish", "model_card", "citations"},
+    {
+        *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
+        *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
+        "step_record",
+        "tensorboard_run",
+    },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json", "embedded", "gpu_slots"},
+    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout"},
 ]
 
 
+@functools.cache
 def stages() -> dict[str, dict]:
     """The stages of dvc.yaml; one with a matrix stands for all of its items."""
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
+@functools.cache
 def params() -> dict[str, dict]:
     """The sections of params.yaml."""
     return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

@@ -87,6 +87,10 @@ def options_of(command: str) -> list[Option]:
 
         rows = {name: field for name, field in flags_of(SFTFlags).items() if name not in ("learning_rate", "loss_type")}
         fields = flags_of(InspectFlags) | flags_of(DataFlags) | flags_of(ModelFlags) | flags_of(LengthFlags) | rows
+    elif command == "check":
+        from posttrain.experiment.gates.command import CheckFlags
+
+        fields = flags_of(CheckFlags)
     elif command == "report":
         from posttrain.experiment.report.options import ReportFlags
 
@@ -167,7 +171,7 @@ _posttrain() {{
     esac
     case "$command$flag" in
 {_cases(options, lambda one: one.paths, lambda text: f"kind={text}")}
-        inspect) (( given )) || kind=file ;;
+        inspect|check) (( given )) || kind=file ;;
     esac
     case "$command$flag" in
 {_cases(options, lambda one: "several" * one.takes_several, lambda text: f"{text}=1")}
@@ -229,7 +233,7 @@ _posttrain() {{
     esac
     case $command$flag in
 {_cases(options, lambda one: one.paths, lambda text: f"kind={text}")}
-        inspect) (( given )) || kind=file ;;
+        inspect|check) (( given )) || kind=file ;;
     esac
     case $command$flag in
 {_cases(options, lambda one: "several" * one.takes_several, lambda text: f"{text}=1")}
@@ -268,6 +272,7 @@ def fish_script(summaries: Mapping[str, str], options: Options) -> str:
         "complete -c posttrain -n 'test (count (commandline -opc)) = 1' -l version -d 'The version'",
         "complete -c posttrain -n '__posttrain_is completion' -a 'bash zsh fish'",
         "complete -c posttrain -n '__posttrain_is inspect' -F",
+        "complete -c posttrain -n '__posttrain_is check' -F",
     ]
     for name, summary in summaries.items():
         here = "test (count (commandline -opc)) = 1"

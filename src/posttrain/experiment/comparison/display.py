@@ -83,7 +83,7 @@ def parts_of(comparison: Comparison, all_metrics: bool) -> list[Part]:
     if comparison.same:
         parts.append([f"The same figures on both sides, speed aside: {', '.join(comparison.same)}."])
     hidden = len(comparison.differences) - len(shown)
-    more = [f"{hidden} other metrics: --all"] if hidden else []
+    more = [f"{hidden} other metric{'s' * (hidden > 1)}: --all"] if hidden else []
     notes = [*comparison.notes, *method_of(comparison), *more]
     return [*parts, notes] if notes else parts
 

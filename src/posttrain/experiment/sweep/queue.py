@@ -55,7 +55,7 @@ def run_grid(grid: Sequence[Run], jobs: int, stages: Sequence[str], root: Path =
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, _how_to_stop(queue.states(), grid)) from None
     failed = [run.name for run in grid if states[run.name] == "Failed"]
-    print(outcome([run for run in grid if run.name not in failed], root))
+    print(outcome(grid, failed, root))
     for name in failed:
         log = _dvc(root, environment, "queue", "logs", name).stdout.rstrip().splitlines()
         say("\n".join([f"{name} failed; the end of `dvc queue logs {name}`:", *log[-_LINES_OF_LOG:]]))
