@@ -23,6 +23,7 @@ from posttrain.experiment.gates.command import CheckFlags
 from posttrain.experiment.gates.command import parse as parse_check
 from posttrain.experiment.own_task import read_own
 from posttrain.experiment.params import stage_config
+from posttrain.experiment.report import options as report_options
 from posttrain.inspection.options import parse_request
 from posttrain.planning.options import PlanFlags, parse_plan
 
@@ -133,6 +134,8 @@ def check_other_command(name: str, *words: str) -> None:
         assert set(words) <= {"bash", "zsh", "fish"}
     elif name == "env":
         assert not words
+    elif name == "report":
+        report_options.parse_request(words)
     elif name == "check":
         assert words == ("--help",) or parse_check(words)
     elif name == "plan":

@@ -86,6 +86,12 @@ def _plan(words: list[str]) -> int:
     return planning.run(words)
 
 
+def _report(words: list[str]) -> int:
+    from posttrain.experiment import report
+
+    return report.run(words)
+
+
 def _environment(words: list[str]) -> int:
     from posttrain import environment
 
@@ -147,6 +153,7 @@ _RUN: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "sweep": _sweep,
     "experiments": _experiments,
+    "report": _report,
     "status": _status,
     "verify": _verify,
     "repro-check": _repro_check,

@@ -91,6 +91,10 @@ def options_of(command: str) -> list[Option]:
         from posttrain.experiment.gates.command import CheckFlags
 
         fields = flags_of(CheckFlags)
+    elif command == "report":
+        from posttrain.experiment.report.options import ReportFlags
+
+        fields = flags_of(ReportFlags)
     elif command in (*METHODS, "plan"):
         from posttrain.planning.options import PlanFlags
 

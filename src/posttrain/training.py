@@ -52,6 +52,7 @@ from posttrain.publish import create_repository
 from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.step_record import StepRecord
+from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
 from posttrain.trainer import PostTrainer, peak_memory_mib
 
@@ -195,6 +196,7 @@ def _train(
     trainer.provenance = provenance
     if config.record_steps is not None:
         trainer.record_steps(StepRecord(Path(config.record_steps), arguments.process_index))
+    use_tensorboard_run(trainer, method, datasets[0], tokenizer)
     if arguments.should_save and checkpoint is None:
         check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)
