@@ -129,7 +129,8 @@ def check_other_command(name: str, *words: str) -> None:
     elif name == "env":
         assert not words
     elif name in ("compare", "sweep", "experiments"):
-        check_words_of_experiments(name, list(words))
+        if words:
+            check_words_of_experiments(name, list(words))
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs

@@ -9,7 +9,7 @@ USAGE = "posttrain sweep KEY=VALUES ... [--jobs N] [--stages STAGE ...] [--dry]"
 _DESCRIPTION = """Runs every combination of the values as an experiment of DVC, and ends with a table of what came out.
   dpo.beta=0.05,0.1,0.5          keys of params.yaml, section first, and values with commas between
   dpo.seed=0..4                  whole numbers from 0 to 4
-  dpo.loss_type=[sigmoid],[ipo]  a list is one value
+  grpo.reward_funcs=[a],[a,b]    a list is one value
   +dpo.label_smoothing=0,0.1     a flag that params.yaml does not have"""
 
 
