@@ -112,6 +112,7 @@ def test_over_seeds_that_are_the_same_differences_are_paired(tmp_path: Path) -> 
     speed = found[("dpo", "tokens_per_second")].ratio
     logs = [math.log((1 + after) / (1 + before)) for before, after in skills.values()]
     assert speed is not None and speed.low > 1
+    assert found[("dpo", "tokens_per_second")].verdict == "better"
     assert speed.difference == pytest.approx(math.exp(math.fsum(logs) / 3))
     assert compare(*read_sides(a, b)).params == {"dpo.beta": (0.5, 0.1)}
 

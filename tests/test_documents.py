@@ -31,6 +31,7 @@ from posttrain.planning.options import PlanFlags, parse_plan
 OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
 # In code spans, and no flags of posttrain: of other programs, in general, and a mistake that is told about.
 OTHER_FLAGS = {"--help", "--version", "--flag", "--params", "--logdir", "--num_train_epoch"}
+OTHER_FLAGS |= {"--all", "--format", "--jobs", "--stages", "--dry", "--output", "--kill"}
 KIND_OF_PAGE = {
     "docs/sft.md": "sft",
     "docs/reward.md": "preference",
@@ -145,9 +146,24 @@ def check_other_command(name: str, *words: str) -> None:
             Path(file).write_text(f"model_name_or_path: m\ndataset_name: d\n{reward}", encoding="utf-8")
         with contextlib.chdir(ROOT if request.flags.params else "."):
             assert request.flags.outcomes or request.parse()[0].model_name_or_path
+    elif name in ("compare", "sweep", "experiments"):
+        if words:
+            check_words_of_experiments(name, list(words))
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs
+
+
+def check_words_of_experiments(name: str, words: list[str]) -> None:
+    from posttrain.experiment.comparison import parse as parse_comparison
+    from posttrain.experiment.experiments_table import parse as parse_table
+    from posttrain.experiment.sweep import parse as parse_sweep
+    from posttrain.experiment.sweep.grid import check_stages, read_grid
+
+    options = {"compare": parse_comparison, "sweep": parse_sweep, "experiments": parse_table}[name](words)
+    if name == "sweep":
+        assert read_grid(options.settings, ROOT)
+        check_stages(options.stages, ROOT)
 
 
 def check_make(words: list[str]) -> None:
@@ -156,6 +172,9 @@ def check_make(words: list[str]) -> None:
     assert {word for word in words if "=" not in word} <= targets
     variables = {word.partition("=")[0] for word in words if "=" in word}
     assert all(f"$({name})" in makefile or f"{name} ?=" in makefile for name in variables)
+    for word in words:
+        if word.startswith("SET="):
+            check_words_of_experiments("sweep", word.removeprefix("SET=").split())
 
 
 def check_python(words: list[str]) -> None:
