@@ -88,7 +88,7 @@ def _compare(result: Comparison, name: str, first: Path, second: Path) -> None:
     except (ValueError, LookupError):
         result.apart[name] = "other bytes"
         return
-    if a == b and first.suffix != ".safetensors":  # but for timings and the like
+    if first.suffix != ".safetensors" and a == b:  # but for timings and the like
         result.equal.append(name)
         return
     differences = list(_tensors(a, b) if first.suffix == ".safetensors" else _numbers(a, b, ""))
@@ -98,7 +98,8 @@ def _compare(result: Comparison, name: str, first: Path, second: Path) -> None:
     beyond = [one for one in differences if not one[1] <= result.atol + result.rtol * one[2]]
     where, difference, size = max(beyond or differences, key=lambda one: math.inf if one[1] != one[1] else one[1])
     relative = f", relative {difference / size:.3g}" if size else ""
-    text = f"{len(differences)} differ, at most by {difference:.3g}{relative} ({where})"
+    by = "" if math.isinf(difference) else f", at most by {difference:.3g}{relative}"
+    text = f"{len(differences)} differ{by} ({where})"
     (result.apart if beyond else result.close)[name] = text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -82,6 +83,11 @@ class Pipeline:
             os.environ.setdefault("DVC_SITE_CACHE_DIR", str(self.root / ".dvc/tmp/site"))
             self._stages = {stage.addressing: stage for stage in self._repo.index.stages if stage.cmd}
         self.stages = {name: _read(stage) for name, stage in self._stages.items()}
+        # As DVC reads YAML, in which `no` is a word.
+        self._params_before = {
+            name: {dep.def_path: dep.hash_info.value for dep in stage.deps if hasattr(dep, "params")}
+            for name, stage in self._stages.items()
+        }
         file = self.root / "dvc.lock"
         lock = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader) if file.is_file() else None
         self.lock: dict[str, dict[str, Any]] = (lock or {}).get("stages", {})
@@ -120,6 +126,13 @@ class Pipeline:
                     changed[kind] |= {path: word for path, word in paths.items() if isinstance(word, str)}
         return changed["changed deps"], changed["changed outs"], "changed checksum" in found
 
+    @functools.lru_cache  # noqa: B019 (one object, for one command)
+    def _params_now(self, file: str) -> Any:
+        from dvc.utils.serialize import load_yaml
+
+        with _explained():
+            return load_yaml(str(self.root / file))
+
     def changed_params(self, name: str) -> Iterator[tuple[str, Any, Any]]:
         """Keys whose values are not those that a stage ran with, with the old value and the new one; None where a key
         is not there.
@@ -127,10 +140,9 @@ class Pipeline:
         Args:
             name: of a stage that has run.
         """
-        before = self.lock.get(name, {}).get("params", {})
         for file, keys in self.stages[name].params.items():
-            content = yaml.load((self.root / file).read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
-            old = flat({key: before.get(file, {}).get(key) for key in keys})
+            before, content = self._params_before[name].get(file) or {}, self._params_now(file)
+            old = flat({key: before.get(key) for key in keys})
             new = flat({key: _at(content, key) for key in keys})
             for key in dict.fromkeys([*old, *new]):
                 if old.get(key) != new.get(key):

@@ -68,7 +68,7 @@ def run(words: Sequence[str]) -> int:
         difference = first_difference(folders[0] / STEPS, folders[1] / STEPS)
         if difference and comparison.word == "bit-equal":
             comparison.word = "diverged"  # on the way, and what was kept of it happens to be the same
-        lines = [*comparison.lines(), *([difference] if difference else [])]
+        lines = [*([difference] if difference else []), *comparison.lines()]
         lines += _recorded(pipeline, stage, folders, params, flags)
         is_kept |= comparison.word == "diverged"
         print("\n".join([f"{stage.name}: {comparison.word}", *(f"  {line}" for line in lines)]))
