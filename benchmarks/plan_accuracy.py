@@ -108,6 +108,8 @@ def measure(case: str, folder: Path) -> dict[str, float]:
         "formula_s": formula["time"]["step"],
         "probe_s": probed["time"]["step"],
         "actual_s": outcome["seconds_a_step"],
+        "probe_cpu": probed["time"]["step"] * sum(probed["probe"]["of_processor"]) / sum(probed["probe"]["seconds"]),
+        "actual_cpu": outcome["processor_seconds_a_step"],
     }
 
 
@@ -118,15 +120,15 @@ def as_words(flags: dict[str, object]) -> list[str]:
 def table(results: dict[str, dict[str, float]]) -> list[str]:
     """Markdown: predicted, and by how much it was off what it took."""
     lines = [
-        "| run | MiB, took | formula | with probe | s a step, took | formula | with probe |",
-        "|---|---|---|---|---|---|---|",
+        "| run | MiB | formula | probe | s a step | formula | probe | s of the processor | probe |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case, one in results.items():
         cells = [case]
-        for unit, form in (("mib", ",.0f"), ("s", ".3f")):
+        for unit, form in (("mib", ",.0f"), ("s", ".3f"), ("cpu", ".3f")):
             actual = one[f"actual_{unit}"]
             cells.append(f"{actual:{form}}")
-            for way in ("formula", "probe"):
+            for way in ("formula", "probe") if unit != "cpu" else ("probe",):
                 off = f"{(one[f'{way}_{unit}'] / actual - 1) * 100:+.0f}%".replace("-", "−")
                 cells.append(f"{one[f'{way}_{unit}']:{form}} ({off})")
         lines.append(f"| {' | '.join(cells)} |")

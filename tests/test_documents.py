@@ -140,6 +140,8 @@ def check_other_command(name: str, *words: str) -> None:
     elif name == "check":
         assert words == ("--help",) or parse_check(words)
     elif name == "plan":
+        if not words:  # its name alone
+            return
         request = parse_plan(words)
         for file in [after for word, after in pairwise(words) if word == "--config"]:
             reward = "reward_funcs: accuracy_reward\n" * (request.method in ("grpo", "rloo"))

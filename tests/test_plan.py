@@ -304,9 +304,12 @@ def test_memory_grows_with_tokens_and_recomputing_saves_it(folder: Path) -> None
     per_token = 32 * shape.saved.of_token_in_layer + shape.saved.of_token_outside
     assert activations(LOAD, False) == pytest.approx(1000 * per_token + casts)
     assert activations(twice, False) - activations(LOAD, False) == pytest.approx(1000 * per_token)
-    # The inputs of 32 layers of 4,096 numbers in float32, and one layer in full.
-    kept = 1000 * (32 * 4096 * 4 + shape.saved.of_token_in_layer + shape.saved.of_token_outside)
+    # The inputs of 32 layers of 4,096 numbers in float32, and the larger of: all weights cast, one layer in full.
+    kept = 1000 * (32 * 4096 * 4 + shape.saved.of_token_outside)
     assert activations(LOAD, True) == pytest.approx(kept + casts)
+    many = Load(**{name: 100 * value for name, value in vars(LOAD).items()})
+    layer = 100_000 * shape.saved.of_token_in_layer + shape.saved.of_layer
+    assert activations(many, True) == pytest.approx(100 * kept + layer)
 
 
 def test_operations_of_a_step(folder: Path) -> None:

@@ -24,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Models without weights, and rows."""
     here = tmp_path_factory.mktemp("advice")
     write_config(here / "small", QWEN2_05B | {"num_hidden_layers": 2, "vocab_size": 1000})
+    write_config(here / "short", QWEN2_05B | {"num_hidden_layers": 2, "max_position_embeddings": 100})
     write_config(here / "half", QWEN2_05B | {"tie_word_embeddings": False})
     write_config(here / "large", LLAMA31_8B)
     write_sft(here / "sft.jsonl", 33)
@@ -81,6 +82,8 @@ def planned(folder: Path, method: str, model: str, words: str, gpu: str | None =
             "--gradient_accumulation_steps 4",
         ),
         ("sft", "small", f"{BATCH} --max_length 256", "with --packing", "--packing"),
+        ("sft", "short", f"{BATCH} {IDS}", "has 100 positions", "--max_length 100"),
+        ("grpo", "short", f"{BATCH} --max_completion_length 90", "has 100 positions", "--max_completion_length"),
         (
             "sft",
             "small",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,27 +33,33 @@ class StepClock(TrainerCallback):
 
     Attributes:
         seconds: of the steps so far.
+        of_processor: what this process computed of these, on all cores: the same whatever else a machine does.
     """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._mark = time.perf_counter()
+        self.of_processor: list[float] = []
+        self._set()
 
     def _set(self, *args: Any, **kwargs: Any) -> None:
-        self._mark = time.perf_counter()
+        self._mark, self._processor_mark = time.perf_counter(), time.process_time()
 
     on_train_begin = on_log = on_evaluate = on_save = on_epoch_begin = _set
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        now = time.perf_counter()
-        self.seconds.append(now - self._mark)
-        self._mark = now
+        self.seconds.append(time.perf_counter() - self._mark)
+        self.of_processor.append(time.process_time() - self._processor_mark)
+        self._set()
 
     @property
     def mean(self) -> float | None:
-        """Of the steps after the first, which sets everything up; None before there are any."""
-        later = self.seconds[1:]
-        return sum(later) / len(later) if later else None
+        """Seconds of the steps after the first, which sets everything up; None before there are any."""
+        return mean_of_later(self.seconds)
+
+
+def mean_of_later(seconds: Sequence[float]) -> float | None:
+    """Of all but the first; None where there are no others."""
+    return sum(seconds[1:]) / len(seconds[1:]) if len(seconds) > 1 else None
 
 
 def plan_file(config: CommonConfig, processes: int) -> Path:
@@ -113,6 +120,7 @@ def tell_outcome(file: Path, run: Path, peak_mib: float, clock: StepClock) -> No
         return
     predicted = planned["predicted"]
     outcome = outcome_of(predicted, peak_mib, clock.mean, len(clock.seconds))
+    outcome["processor_seconds_a_step"] = mean_of_later(clock.of_processor)
     text = f"Planned {predicted['peak_memory_mib']:,.0f} MiB and {predicted['seconds_a_step']:.3f} s a step; it took "
     text += f"{peak_mib:,.0f} MiB ({_percent(peak_mib, predicted['peak_memory_mib'])})"
     if clock.mean:

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from posttrain.planning.options import Request, help_text, parse_plan
+from posttrain.terminal import say
 from posttrain.trackers import be_quiet
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def _print_plan(request: Request) -> int:
         _check_probe(flags.gpu)
 
         def probe(case: Any, steps: Any) -> Any:
+            say(f"Taking {flags.probe_steps} steps of the run, in a folder that is thrown away …")
             return take_probe(case, steps, request.method, request.words, flags.params, flags.probe_steps)
 
     found = plan(config, launch, gpu=flags.gpu, memory_gib=flags.memory, most_rows=flags.rows, probe=probe)

@@ -95,11 +95,28 @@ def _lengths(plan: Plan, case: Case) -> Iterator[Finding]:
     if dropped > _CUT:
         reasons = [name for name in case.rows.counts if name.startswith("rows_dropped") and case.rows.counts[name]]
         names = ", ".join(name.removeprefix("rows_dropped_").replace("_", " ") for name in reasons)
-        yield Finding("warn", f"{rows.dropped:,} of {read:,} rows ({dropped:.0%}) are left out: {names}")
-    positions = case.shape.positions
-    longest = rows.longest + (case.config.max_completion_length if case.samples else 0)  # type: ignore[attr-defined]
-    if positions is not None and longest > positions:
-        yield Finding("bad", f"rows of up to {longest:,} tokens, and the model has {positions:,} positions")
+        yield Finding(
+            "warn",
+            f"{rows.dropped:,} of {read:,} rows ({dropped:.0%}) are left out: {names}; `posttrain inspect` tells more",
+        )
+    yield from _positions(plan, case)
+
+
+def _positions(plan: Plan, case: Case) -> Iterator[Finding]:
+    """Rows that are longer than what the model has positions for; of prompts, with their completions."""
+    number, longest = case.shape.positions, plan.rows.longest
+    if number is None:
+        return
+    text = f"and the model has {number:,} positions"
+    if not case.samples and longest > number:
+        flags = ("--max_length", str(number))
+        yield Finding("warn", f"rows of up to {longest:,} tokens, {text}: {' '.join(flags)}", flags)
+    if case.samples:
+        completion: int = case.config.max_completion_length  # type: ignore[attr-defined]
+        if longest + completion > number:
+            flags = ("--max_completion_length", str(max(1, number - longest)))
+            text = f"prompts of up to {longest:,} tokens and completions of {completion:,}, {text}: {' '.join(flags)}"
+            yield Finding("bad", text, flags)
 
 
 def _longer(limit: int, case: Case) -> int:

@@ -59,8 +59,6 @@ class Steps:
         processes: that train.
         rows_in_last: of the last micro-batch of an epoch, where it is not full; else 0.
         mean, largest: micro-batches.
-        order: micro-batches of the run as row numbers, largest first and then from all over; for a probe. Empty where
-            rows were sampled.
     """
 
     number: int

@@ -50,13 +50,12 @@ def short(number: float) -> str:
 
 def _verdict(plan: Plan, ink: Ink) -> Iterator[str]:
     mark = ink.good("✓ fits") if plan.fits else ink.bad("✗ does not fit")
-    per = "GPU" if plan.memory.phases and "which is not" in plan.decided["device"] else "process"
     memory = in_words(plan.peak)
     if plan.upper > 1.02 * plan.peak:
         memory += f" (up to {in_words(plan.upper)})"
     how = "by a probe" if plan.probe is not None else "by formula"
     yield (
-        f"{ink.bold(f'{plan.method} {Path(plan.model).name}')}  {mark}: {memory} a {per} of "
+        f"{ink.bold(f'{plan.method} {Path(plan.model).name}')}  {mark}: {memory} a {plan.holder} of "
         f"{in_words(plan.available)} · {duration(plan.time.total)} · {plan.steps.number:,} steps  {ink.dim(how)}"
     )
 
@@ -192,7 +191,9 @@ def _settings(plan: Plan, ink: Ink) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _assumptions(plan: Plan, ink: Ink) -> Iterator[str]:

@@ -81,6 +81,7 @@ def plan(
         peak=peak,
         upper=highest,
         available=case.device.usable / (1 if case.device.kind == "cuda" else case.decided.here),
+        holder="GPU" if case.device.kind == "cuda" else "process",
         time=time,
         disk=disk,
         assumptions=(*case.assumptions, *_assumed(case, measured)),

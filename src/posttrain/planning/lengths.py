@@ -6,7 +6,6 @@ not been prepared, or that is streamed, from the first ones, prepared in a folde
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from posttrain.config import CommonConfig
 
 Numbers = npt.NDArray[np.int64]
-logger = logging.getLogger(__name__)
 
 _MOST_LOOKED_AT = 400_000  # of rows that are prepared: further ones only count
 _MANY_BYTES, _MANY_ROWS = 2**28, 200_000  # of data that takes more than some seconds to prepare

@@ -233,8 +233,10 @@ def activation_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
     outside = saved.of_token_outside * tokens
     if not setting.recomputed:
         return max(0.0, in_layer * shape.layers + outside + casts)
+    # Autocast keeps the casts of trained weights until the forward pass ends, and one layer's while it is recomputed.
+    is_cached = shape.num_trained >= shape.num_parameters and "weights" not in setting.sharded
     inputs = shape.number * shape.hidden * tokens * shape.layers
-    return max(0.0, inputs + in_layer + outside + casts)
+    return max(0.0, inputs + outside + max(casts if is_cached else 0.0, in_layer + saved.of_layer))
 
 
 def head_bytes(shape: ModelShape, targets: float, setting: Setting, training: bool) -> tuple[float, float]:

@@ -91,6 +91,7 @@ def _understood(case: Case, steps: Steps, measured: dict[str, Any]) -> Probe:
     seconds = tuple(measured["seconds"][1:])
     return Probe(
         seconds=seconds,
+        of_processor=tuple(measured["of_processor"][1:]),
         peak=measured["peak"],
         start=measured["start"],
         completion=completion,

@@ -78,7 +78,8 @@ def _run(config: CommonConfig, request: dict[str, Any]) -> None:
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if os.environ.get("RANK", "0") == "0":
                 start = self.began - request["began"]
-                found = {"seconds": clock.seconds, "peak": _peak(), "start": start, "loads": loads}
+                found = {"seconds": clock.seconds, "of_processor": clock.of_processor, "loads": loads}
+                found |= {"peak": _peak(), "start": start}
                 Path(request["result"]).write_text(json.dumps(found), encoding="utf-8")
 
     class Probed(base):

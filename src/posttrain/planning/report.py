@@ -107,7 +107,7 @@ class Probe:
     """A few steps of the run itself.
 
     Args:
-        seconds: of each step but the first.
+        seconds, of_processor: of each step but the first, and what its process computed of these.
         peak: bytes that the process (the GPU) held at most.
         start: seconds from the command to the first step.
         completion: tokens of a sampled completion.
@@ -117,6 +117,7 @@ class Probe:
     """
 
     seconds: tuple[float, ...]
+    of_processor: tuple[float, ...]
     peak: float
     start: float
     completion: float | None
@@ -142,6 +143,7 @@ class Plan:
         peak: bytes that a process will hold, calibrated by a probe where there was one.
         upper: bytes that it may come to where completions grow to their limit.
         available: bytes that it may hold.
+        holder: what holds it: "GPU" or "process".
         time: in seconds.
         disk: in bytes.
         findings: what to look at.
@@ -163,6 +165,7 @@ class Plan:
     peak: float
     upper: float
     available: float
+    holder: str
     time: TimePlan
     disk: DiskPlan
     findings: tuple[Finding, ...] = ()
