@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import pytest
 import yaml
-from test_repository import ROOT, params, resolved, stages
+from test_repository import ROOT, made_by_stages, params, resolved, stages
 
 from posttrain.config import METHODS, load_yaml
 from posttrain.experiment.own_task import read_own
@@ -53,9 +53,7 @@ def test_other_stages_understand_their_sections(path: Path) -> None:
 @pytest.mark.parametrize("path", NAMED)
 def test_what_its_stages_read_its_stages_make(path: Path) -> None:
     content = load_yaml(str(path))
-    made = {"data/raw"}
-    for stage in stages().values():
-        made |= set(resolved(stage, [*stage["outs"], *stage.get("metrics", [])], content))
+    made = made_by_stages(content) | {"data/raw"}
     for stage in stages().values():
         for file in resolved(stage, stage["deps"], content):
             assert any(PurePath(file).is_relative_to(other) for other in made), file

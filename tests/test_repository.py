@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import re
 import sys
 import tomllib
@@ -20,22 +21,27 @@ SOURCE = ROOT / "src"
 LAYERS = [
     {"cli"},
     {"launch", "processes", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"}
-    | {"checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations"},
+    {
+        *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
+        *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
+        "step_record",
+    },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json", "embedded", "gpu_slots"},
+    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout"},
 ]
 
 
+@functools.cache
 def stages() -> dict[str, dict]:
     """The stages of dvc.yaml; one with a matrix stands for all of its items."""
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
+@functools.cache
 def params() -> dict[str, dict]:
     """The sections of params.yaml."""
     return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -55,6 +61,16 @@ def resolved(stage: dict, entries: list, content: dict[str, dict] | None = None)
         paths = [path for path in names_of(entries) if not path.endswith(".py")]
         found += [re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths]
     return found
+
+
+def made_by_stages(content: dict[str, dict] | None = None) -> set[str]:
+    """All that the stages write, with the parameters of params.yaml or of another such file."""
+    kinds = ("outs", "metrics", "plots")
+    return {
+        path
+        for stage in stages().values()
+        for path in resolved(stage, [entry for kind in kinds for entry in stage.get(kind, [])], content)
+    }
 
 
 @pytest.mark.parametrize("name", stages())
@@ -77,11 +93,7 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
 
 @pytest.mark.parametrize("name", stages())
 def test_what_a_stage_reads_another_one_makes(name: str) -> None:
-    made = {
-        path
-        for other in stages().values()
-        for path in resolved(other, [*other["outs"], *other.get("metrics", []), *other.get("plots", [])])
-    }
+    made = made_by_stages()
     read = set(resolved(stages()[name], stages()[name]["deps"]))
     if name == "prepare":
         read.remove("data/raw")  # which people fill, and git and DVC keep

@@ -31,7 +31,7 @@ from posttrain.rollout.completions import SHOWN, completions_table, show_complet
 from posttrain.rollout.engine import Engine, Sampling
 from posttrain.rollout.loader import EvalRollouts, TrainRollouts
 from posttrain.rollout.metrics import as_loss, length_metrics
-from posttrain.rollout.rewards.check import check_columns, required_columns, reward_digests
+from posttrain.rollout.rewards.check import check_columns, required_columns, reward_files
 from posttrain.rollout.rewards.table import Rewards, build_rewards
 from posttrain.rollout.room import check_room
 from posttrain.rollout.schedule import GivenOrder, PromptOrder, make_schedule
@@ -149,7 +149,16 @@ class PolicyMethod(Method):
             self.rewards.close()
 
     def depends_on(self) -> list[str]:
-        return [*super().depends_on(), *reward_digests(self.config)]
+        return [*super().depends_on(), *(file["sha256"] for file in self._reward_files.values())]
+
+    def made_from(self) -> dict[str, Any]:
+        return super().made_from() | {
+            "rewards": {"sources": self.config.reward_sources(), "files": self._reward_files},
+        }
+
+    @functools.cached_property
+    def _reward_files(self) -> dict[str, dict[str, Any]]:
+        return reward_files(self.config)
 
     # -- rollouts
 
