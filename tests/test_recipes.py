@@ -53,7 +53,7 @@ def test_other_stages_understand_their_sections(path: Path) -> None:
 @pytest.mark.parametrize("path", NAMED)
 def test_what_its_stages_read_its_stages_make(path: Path) -> None:
     content = load_yaml(str(path))
-    made = made_by_stages(content) | {"data/raw"}
+    made = made_by_stages(content) | {"raw"}
     for stage in stages().values():
         for file in resolved(stage, stage["deps"], content):
             assert any(PurePath(file).is_relative_to(other) for other in made), file

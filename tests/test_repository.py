@@ -4,6 +4,8 @@ import ast
 import configparser
 import functools
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path, PurePath
@@ -96,7 +98,7 @@ def test_what_a_stage_reads_another_one_makes(name: str) -> None:
     made = made_by_stages()
     read = set(resolved(stages()[name], stages()[name]["deps"]))
     if name == "prepare":
-        read.remove("data/raw")  # which people fill, and git and DVC keep
+        read.remove("raw")  # which people fill, and git and DVC keep
     # A file of a folder that a stage makes is made by it.
     assert all(any(PurePath(path).is_relative_to(other) for other in made) for path in read)
 
@@ -196,6 +198,18 @@ def test_constraints_pin_every_declared_dependency() -> None:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert {re.split(r"[<>=\[;]", requirement)[0].lower() for requirement in wanted} <= set(pins)
     assert pins["torch"] == "2.13.0"  # without +cpu, which plain PyPI does not have
+
+
+def test_files_of_ones_own_belong_to_the_stage_graph(tmp_path: Path) -> None:
+    """Otherwise DVC would not bring them into the copies that queued experiments run in."""
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "raw/mine").mkdir(parents=True)
+    (tmp_path / "raw/mine/rows.jsonl").write_text("{}")
+    for words in ("git init -q", "dvc init -q", "dvc add -q raw/mine"):
+        subprocess.run(words.split(), cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(["dvc", "dag", "--dot"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert '"raw/mine.dvc" -> "prepare"' in done.stdout
 
 
 def test_dvc_keeps_quiet() -> None:
