@@ -38,6 +38,9 @@ class TensorBoardRun(TensorBoardCallback):
         tokenizer: of the model.
     """
 
+    logging_dir: str | None
+    tb_writer: Any
+
     def __init__(self, method: Method, rows: Any, tokenizer: Any):
         super().__init__()
         self.method, self.rows, self.tokenizer = method, rows, tokenizer
