@@ -38,7 +38,8 @@ class TensorBoardRun(TensorBoardCallback):
         tokenizer: of the model.
     """
 
-    logging_dir: str | None  # TensorBoardCallback's
+    logging_dir: str | None
+    tb_writer: Any
 
     def __init__(self, method: Method, rows: Any, tokenizer: Any):
         super().__init__()

@@ -108,8 +108,8 @@ def what_ran(gathered: Gathered) -> list[tuple[str, list[str]]]:
 def graph_figure(gathered: Gathered, rows: list[StageRow]) -> Figure:
     """The drawing, from above to below: networkx lays out a line a generation, plotly draws."""
     stages = stages_of(gathered.first)
-    graph = _layered(dependencies(stages))
-    place = networkx.multipartite_layout(graph, subset_key="layer", align="horizontal")
+    graph = dependencies(stages)
+    place = networkx.multipartite_layout(graph, subset_key=_layers(graph), align="horizontal")
     commands = {stage.name: stage.cmd for stage in stages}
     xs = [float(x) for x, _ in place.values()] or [0.0]
     ys = [float(-y) for _, y in place.values()] or [0.0]
@@ -138,20 +138,17 @@ def graph_figure(gathered: Gathered, rows: list[StageRow]) -> Figure:
     return figure_of("stages", drawing, about, wide=True)
 
 
-def _layered(graph: networkx.DiGraph) -> networkx.DiGraph:
-    """The graph with the `layer` of each stage, and its stages in an order in which few arrows cross: each below the
+def _layers(graph: networkx.DiGraph) -> dict[int, list[str]]:
+    """The stages in lines from above to below, each line in an order in which few arrows cross: a stage below the
     middle of those that it needs (the barycentre heuristic of Sugiyama, Tagawa and Toda, 1981)."""
-    ordered = networkx.DiGraph()
+    layers: dict[int, list[str]] = {}
     middle: dict[str, float] = {}
     for layer, names in enumerate(networkx.topological_generations(graph)):
-        above = {name: [middle[maker] for maker in graph.predecessors(name)] for name in names}
+        above = {name: sorted(middle[maker] for maker in graph.predecessors(name)) for name in names}
         centre = {name: sum(places) / len(places) if places else 0.0 for name, places in above.items()}
-        line = sorted(names, key=lambda name: (centre[name], name))
-        middle |= {name: (place + 0.5) / len(line) for place, name in enumerate(line)}
-        for name in line:
-            ordered.add_node(name, layer=layer)
-    ordered.add_edges_from(graph.edges)
-    return ordered
+        layers[layer] = sorted(names, key=lambda name: (centre[name], name))
+        middle |= {name: (place + 0.5) / len(layers[layer]) for place, name in enumerate(layers[layer])}
+    return layers
 
 
 def _defined(stages: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[Stage]:
