@@ -12,6 +12,9 @@ import json
 import sys
 from pathlib import Path
 
+# The code beside this script, not an installed one: in the copies that DVC makes of a commit, that of the commit.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
 from posttrain.errors import UserError, report_mistakes
 from posttrain.experiment.gates.data_settings import DataSettings
 from posttrain.experiment.gates.limits import check_thresholds, metrics_of, report, stop_on_failure, write_offenders

@@ -11,6 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+# The code beside this script, not an installed one: in the copies that DVC makes of a commit, that of the commit.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
 from posttrain.config.fields import suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.experiment.evaluation_samples import read_results

@@ -1,6 +1,8 @@
 """What the documents tell a person to type or to write is understood: commands, flags, files and rows."""
 
+import contextlib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,19 @@ from posttrain.config.yaml_files import load_yaml
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
+from posttrain.experiment.gates.command import CheckFlags
+from posttrain.experiment.gates.command import parse as parse_check
 from posttrain.experiment.own_task import read_own
 from posttrain.experiment.params import stage_config
+from posttrain.experiment.report import options as report_options
 from posttrain.inspection.options import parse_request
+from posttrain.planning.options import PlanFlags, parse_plan
 
 # Programs whose own words are not looked at.
 OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
 # In code spans, and no flags of posttrain: of other programs, in general, and a mistake that is told about.
 OTHER_FLAGS = {"--help", "--version", "--flag", "--params", "--logdir", "--num_train_epoch"}
+OTHER_FLAGS |= {"--all", "--format", "--jobs", "--stages", "--dry", "--output", "--kill"}
 KIND_OF_PAGE = {
     "docs/sft.md": "sft",
     "docs/reward.md": "preference",
@@ -128,9 +135,37 @@ def check_other_command(name: str, *words: str) -> None:
         assert set(words) <= {"bash", "zsh", "fish"}
     elif name == "env":
         assert not words
+    elif name == "report":
+        report_options.parse_request(words)
+    elif name == "check":
+        assert words == ("--help",) or parse_check(words)
+    elif name == "plan":
+        if not words:  # its name alone
+            return
+        request = parse_plan(words)
+        for file in [after for word, after in pairwise(words) if word == "--config"]:
+            reward = "reward_funcs: accuracy_reward\n" * (request.method in ("grpo", "rloo"))
+            Path(file).write_text(f"model_name_or_path: m\ndataset_name: d\n{reward}", encoding="utf-8")
+        with contextlib.chdir(ROOT if request.flags.params else "."):
+            assert request.flags.outcomes or request.parse()[0].model_name_or_path
+    elif name in ("compare", "sweep", "experiments"):
+        if words:
+            check_words_of_experiments(name, list(words))
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs
+
+
+def check_words_of_experiments(name: str, words: list[str]) -> None:
+    from posttrain.experiment.comparison import parse as parse_comparison
+    from posttrain.experiment.experiments_table import parse as parse_table
+    from posttrain.experiment.sweep import parse as parse_sweep
+    from posttrain.experiment.sweep.grid import check_stages, read_grid
+
+    options = {"compare": parse_comparison, "sweep": parse_sweep, "experiments": parse_table}[name](words)
+    if name == "sweep":
+        assert read_grid(options.settings, ROOT)
+        check_stages(options.stages, ROOT)
 
 
 def check_make(words: list[str]) -> None:
@@ -139,6 +174,9 @@ def check_make(words: list[str]) -> None:
     assert {word for word in words if "=" not in word} <= targets
     variables = {word.partition("=")[0] for word in words if "=" in word}
     assert all(f"$({name})" in makefile or f"{name} ?=" in makefile for name in variables)
+    for word in words:
+        if word.startswith("SET="):
+            check_words_of_experiments("sweep", word.removeprefix("SET=").split())
 
 
 def check_python(words: list[str]) -> None:
@@ -167,7 +205,10 @@ def check_dvc(words: list[str]) -> None:
     for setting in getattr(arguments, "set_param", None) or []:
         name, _, value = setting.partition("=")
         section, _, key = name.removeprefix("+").partition(".")
-        assert name.startswith("+") or key in params[section], "DVC changes keys that are there; + adds one"
+        own = params[section]
+        for part in key.split("."):
+            assert name.startswith("+") or part in own, "DVC changes keys that are there; + adds one"
+            own = own.get(part) if isinstance(own, dict) else None
         if section in METHODS:
             parse_command_line(section, [f"--{key}", value], params[section], f"params.yaml: {section}")
 
@@ -183,7 +224,9 @@ def check_pip(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_exist(document: str) -> None:
-    known = {name for cls in (*METHODS.values(), LaunchOptions, FileOption) for name in flags_of(cls)}
+    known = {
+        name for cls in (*METHODS.values(), LaunchOptions, FileOption, CheckFlags, PlanFlags) for name in flags_of(cls)
+    }
     known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
     for span in spans(document):
         if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import pytest
 import yaml
-from test_repository import ROOT, params, resolved, stages
+from test_repository import ROOT, made_by_stages, params, resolved, stages
 
 from posttrain.config import METHODS, load_yaml
 from posttrain.experiment.own_task import read_own
@@ -36,7 +36,7 @@ def test_its_flags_are_those_of_the_method(path: Path, method: str) -> None:
     for key in ("output_dir", "work_dir", "metrics_file", "plots_file"):  # dvc.yaml names them
         assert mine[key] == default[key]
     assert config.seed == 0
-    if config.use_peft:
+    if config.use_peft and load_yaml(str(path))["sft"].get("use_peft"):
         assert config.model_name_or_path == "models/base"  # an adapter upon an adapter is refused
 
 
@@ -45,14 +45,15 @@ def test_other_stages_understand_their_sections(path: Path) -> None:
     read_own(load_yaml(str(path))["prepare"], f"{path.name}: prepare")
     for script in (ROOT / "scripts").glob("*.py"):
         for name, cls in runpy.run_path(str(script)).items():
-            if name.endswith("Settings") and name != "EmbeddedSettings" and cls.__module__ == "<run_path>":
+            is_section = name.endswith("Settings") and name != "EmbeddedSettings" and isinstance(cls, type)
+            if is_section and (cls.__module__ == "<run_path>" or ".gates." in cls.__module__):
                 read_settings(cls, script.stem, str(path))
 
 
 @pytest.mark.parametrize("path", NAMED)
 def test_what_its_stages_read_its_stages_make(path: Path) -> None:
     content = load_yaml(str(path))
-    made = {file for stage in stages().values() for file in resolved(stage, stage["outs"], content)} | {"data/raw"}
+    made = made_by_stages(content) | {"raw"}
     for stage in stages().values():
         for file in resolved(stage, stage["deps"], content):
             assert any(PurePath(file).is_relative_to(other) for other in made), file

@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `posttrain`; None: those of this process.
 
     Returns:
-        The exit code: 0, 1 where memory ran out, 2 for a mistake of the user, or that of the launched processes.
+        The exit code: 0, 1 where memory ran out or a check failed, 2 for a mistake of the user, or that of the
+            launched processes.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -79,6 +80,18 @@ def _inspect(words: list[str]) -> int:
     return inspection.run(words)
 
 
+def _plan(words: list[str]) -> int:
+    from posttrain import planning
+
+    return planning.run(words)
+
+
+def _report(words: list[str]) -> int:
+    from posttrain.experiment import report
+
+    return report.run(words)
+
+
 def _environment(words: list[str]) -> int:
     from posttrain import environment
 
@@ -127,11 +140,20 @@ def _completion(words: list[str]) -> int:
     return completion.run(words)
 
 
+def _check(words: list[str]) -> int:
+    from posttrain.experiment.gates import command
+
+    return command.run(words)
+
+
 _RUN: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
+    "plan": _plan,
+    "check": _check,
     "compare": _compare,
     "sweep": _sweep,
     "experiments": _experiments,
+    "report": _report,
     "status": _status,
     "verify": _verify,
     "repro-check": _repro_check,

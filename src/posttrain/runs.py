@@ -50,7 +50,7 @@ WHEN_TO_SAVE = ("save_steps", "save_strategy")
 # What the optimizer keeps in a checkpoint, whatever the flags say afterwards.
 IN_THE_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
 _DIFFERENCES_SHOWN = 8
-_NOT_TRAINED_WITH = ("experiment", "inspection")  # folders of this package
+_NOT_TRAINED_WITH = ("experiment", "inspection", "planning")  # folders of this package
 
 
 def what_it_depends_on(config: CommonConfig) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
+from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
 from posttrain.provenance import Provenance, is_timing
 from posttrain.provenance import write as write_provenance
@@ -52,8 +53,9 @@ from posttrain.publish import create_repository
 from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.step_record import StepRecord
+from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
-from posttrain.trainer import PostTrainer
+from posttrain.trainer import PostTrainer, peak_memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +183,7 @@ def _train(
     checkpoint: str | None,
     provenance: Provenance | None,
 ) -> dict[str, float]:
-    config = method.config
+    config, clock, planned = method.config, StepClock(), plan_file(method.config, arguments.world_size)
     trainer = PostTrainer(
         method,
         scorer,
@@ -190,11 +192,12 @@ def _train(
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         processing_class=tokenizer,
-        callbacks=method.callbacks(),
+        callbacks=[*method.callbacks(), *([clock] if planned.is_file() else [])],
     )
     trainer.provenance = provenance
     if config.record_steps is not None:
         trainer.record_steps(StepRecord(Path(config.record_steps), arguments.process_index))
+    use_tensorboard_run(trainer, method, datasets[0], tokenizer)
     if arguments.should_save and checkpoint is None:
         check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -208,6 +211,8 @@ def _train(
     metrics["tokens_per_second"] = trainer.tokens_per_second
     metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
     _save(config, trainer, metrics, checkpoint)
+    if arguments.process_index == 0:
+        tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(), clock)
     return metrics
 
 

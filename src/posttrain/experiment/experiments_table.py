@@ -3,6 +3,7 @@
 pandas.read_csv("results/experiments.csv")     # after `make experiments`
 """
 
+import argparse
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,7 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UserError: there is nothing to show, or the file cannot be written.
     """
-    parser = Words(USAGE, _DESCRIPTION)
-    parser.add_argument("--format", choices=("text", "csv"), default="text", help="[text]")
-    parser.add_argument("--output", metavar="FILE", help="write all of it there as CSV, and print the text")
-    options = parser.parse_args(list(words))
+    options = parse(words)
     experiments = read_all()
     if options.output is not None:
         try:
@@ -116,3 +114,11 @@ def as_text(experiments: Sequence[Experiment]) -> str:
 def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for own in params for key in own)
     return [key for key in keys if any(own.get(key) != params[0].get(key) for own in params)]
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options; raises a UserError for what is none."""
+    parser = Words(USAGE, _DESCRIPTION)
+    parser.add_argument("--format", choices=("text", "csv"), default="text", help="[text]")
+    parser.add_argument("--output", metavar="FILE", help="write all of it there as CSV, and print the text")
+    return parser.parse_args(list(words))

@@ -65,7 +65,7 @@ class PolicyMethod(Method):
         self.reference: Reference | None = None
         self.train_rollouts: TrainRollouts | None = None
         self.whole_policy: WholePolicy | None = None
-        self._last_completions: pa.Table | None = None
+        self.last_completions: pa.Table | None = None
         self._trouble = np.zeros(3, dtype=np.int64)
 
     # -- for a method to state
@@ -325,10 +325,10 @@ class PolicyMethod(Method):
         if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
-            earlier, whole = self._last_completions, table
+            earlier, whole = self.last_completions, table
             if earlier is not None and earlier["step"][0].as_py() == step:  # several generations make up one step
                 whole = pa.concat_tables([earlier, table])
-            self._last_completions = whole
+            self.last_completions = whole
             write_completions(whole, Path(trainer.args.output_dir) / "completions")
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)

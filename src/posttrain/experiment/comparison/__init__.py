@@ -1,5 +1,6 @@
 """`posttrain compare A B`: what two experiments were told, what came out, and which differences are more than noise."""
 
+import argparse
 from collections.abc import Sequence
 
 from posttrain.experiment.command_words import Words
@@ -22,14 +23,7 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UserError: an experiment does not exist, or those of one side are not repetitions of each other.
     """
-    parser = Words(USAGE, _DESCRIPTION)
-    parser.add_argument("a", metavar="A", nargs="?", default="HEAD")
-    parser.add_argument("b", metavar="B", nargs="?", default="workspace")
-    parser.add_argument("--all", action="store_true", help="every metric, those that only help to look for reasons too")
-    parser.add_argument(
-        "--format", choices=("text", "md", "json"), default="text", help="[text]; json has every metric"
-    )
-    options = parser.parse_args(list(words))
+    options = parse(words)
 
     from posttrain.experiment.comparison.compare import compare  # numpy, which --help does not wait for
     from posttrain.experiment.comparison.display import FORMATS
@@ -37,3 +31,15 @@ def run(words: Sequence[str]) -> int:
 
     print(FORMATS[options.format](compare(*read_sides(options.a, options.b)), options.all))
     return 0
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options; raises a UserError for what is none."""
+    parser = Words(USAGE, _DESCRIPTION)
+    parser.add_argument("a", metavar="A", nargs="?", default="HEAD")
+    parser.add_argument("b", metavar="B", nargs="?", default="workspace")
+    parser.add_argument("--all", action="store_true", help="every metric, those that only help to look for reasons too")
+    parser.add_argument(
+        "--format", choices=("text", "md", "json"), default="text", help="[text]; json has every metric"
+    )
+    return parser.parse_args(list(words))

@@ -56,8 +56,11 @@ class Difference:
             return f"only in {'B' if self.a is None else 'A'}"
         if self.interval is None:
             return "same" if self.a == self.b else "no interval"
-        if self.interval.low <= 0 <= self.interval.high:
-            return "same" if self.interval == (0, 0, 0) else "within noise"
+        if self.interval == (0, 0, 0):
+            return "same"
+        ends, middle = (self.ratio or self.interval), (1 if self.ratio else 0)
+        if ends.low <= middle <= ends.high:
+            return "within noise"
         way = direction(self.stage, self.metric)
         return {0: "differs", 1: "better", -1: "worse"}[way * (1 if self.interval.difference > 0 else -1)]
 

@@ -83,7 +83,7 @@ def parts_of(comparison: Comparison, all_metrics: bool) -> list[Part]:
     if comparison.same:
         parts.append([f"The same figures on both sides, speed aside: {', '.join(comparison.same)}."])
     hidden = len(comparison.differences) - len(shown)
-    more = [f"{hidden} other metrics: --all"] if hidden else []
+    more = [f"{hidden} other metric{'s' * (hidden > 1)}: --all"] if hidden else []
     notes = [*comparison.notes, *method_of(comparison), *more]
     return [*parts, notes] if notes else parts
 
@@ -96,7 +96,8 @@ def _is_shown(one: Difference) -> bool:
 
 def _row(one: Difference) -> list[str]:
     difference = MISSING if one.a is None or one.b is None else f"{one.b - one.a:+.3g}"
-    interval = f"{one.interval.low:+.3g} to {one.interval.high:+.3g}" if one.interval else ""
+    has_interval = one.interval is not None and one.verdict != "same"
+    interval = f"{one.interval.low:+.3g} to {one.interval.high:+.3g}" if one.interval and has_interval else ""
     return [one.metric, cell(one.a), cell(one.b), difference, interval, one.verdict]
 
 

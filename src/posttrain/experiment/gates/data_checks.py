@@ -66,8 +66,8 @@ def _contamination(
     too. The share of words is Llama 2's (arXiv 2307.09288, A.6: a sample with 80% or more is dirty), n = 13 is GPT-3's
     (arXiv 2005.14165, appendix C). Both look the n-grams up in all of train at once. Here they have to come from one
     row: where problems are made from templates, or a domain has its turns of phrase, the sentences of a new prompt are
-    found in many rows, and all of them in one only where the prompt itself was there. (The longest match tells more than
-    the union of all: arXiv 2411.03923.)
+    found in many rows, and all of them in one only where the prompt itself was there. (The longest match tells more
+    than the union of all: arXiv 2411.03923.)
     """
     train_rows = [row for part in train for row in part.rows]
     first: dict[bytes, TextRow] = {}

@@ -72,14 +72,15 @@ class Check:
         """Value and threshold in words.
 
         Args:
-            where: the section: "params.yaml: check_data".
+            where: the section, such as "params.yaml: check_data"; "" for the command line.
         """
         level = self.level
         if level == "ok":
             return f"{self.metric} is {number(self.value)}"
         word = "below" if self.is_minimum else "above"
         threshold = number(self.thresholds[level])
-        return f"{self.metric} is {number(self.value)}, {word} {where}.{self.key}.{level}, which is {threshold}"
+        limit = f"{where}.{self.key}.{level}" if where else f"--{self.key} {level}"
+        return f"{self.metric} is {number(self.value)}, {word} {limit}, which is {threshold}"
 
 
 def check_thresholds(settings: Any, where: str) -> None:
@@ -194,7 +195,7 @@ def stop_on_failure(checks: Sequence[Check], title: str, where: str, listed: str
     failed = [check for check in checks if check.level == "fail"]
     if not failed:
         return
-    lines = [f"{title}: {len(failed)} of {len(checks)} checks failed, so nothing that depends on it runs"]
+    lines = [f"{title}: {len(failed)} of {len(checks)} checks failed"]
     for check in failed:
         lines.append(f"{check.verdict(where)}: {check.meaning}")
         lines += [f"  {each.place}: {each.why}: {excerpt(each.excerpt)}" for each in check.offenders[:_SHOWN]]

@@ -16,6 +16,7 @@ from posttrain.experiment.gates.model_settings import ModelSettings
 
 Result = dict[str, Any]
 Measured = tuple[list[Check], dict[str, float]]
+_EXAMPLES = 20  # answers that are told where none by itself is at fault: the extreme ones
 
 
 def check_policy(name: str, own: Sequence[Result], reference: Sequence[Result], settings: ModelSettings) -> Measured:
@@ -82,7 +83,9 @@ def _reward_and_right(
     if area is None:
         return [], {}
     worst = sorted((n for n, row in enumerate(own) if not row["correct"]), key=lambda n: -own[n]["reward_score"])
-    offenders = _offenders(name, own, worst, lambda n: f"wrong, with a score of {own[n]['reward_score']:.2f}")
+    offenders = _offenders(
+        name, own, worst[:_EXAMPLES], lambda n: f"wrong, with a score of {own[n]['reward_score']:.2f}"
+    )
     meaning = "chance that a right answer of this model outscores a wrong one of its own; 0.5 is a coin's"
     way_out = "train the reward model on answers of this model, or stop before the reward says nothing more"
     checks = _check(settings, "min_auc", f"auc/{name}", area.value, meaning, way_out, offenders)
@@ -113,7 +116,9 @@ def _reward_and_length(name: str, own: Sequence[Result], settings: ModelSettings
     worst = sorted(
         (n for n, row in enumerate(own) if not row["correct"]), key=lambda n: -lengths[n] * (reward - correct)
     )
-    offenders = _offenders(name, own, worst, lambda n: f"wrong, {lengths[n]:.0f} tokens, a score of {scores[n]:.2f}")
+    offenders = _offenders(
+        name, own, worst[:_EXAMPLES], lambda n: f"wrong, {lengths[n]:.0f} tokens, a score of {scores[n]:.2f}"
+    )
     meaning = f"reward goes with length by {reward:.2f}, being right by {correct:.2f} (Spearman's correlations)"
     way_out = "balance the lengths of the reward model's pairs, or take a cost a token from the reward"
     value = abs(reward - correct)
@@ -146,7 +151,7 @@ def _hacking(name: str, own: Sequence[Result], reference: Sequence[Result], sett
 def _length_growth(name: str, own: Sequence[Result], reference: Sequence[Result], settings: ModelSettings) -> Measured:
     before, after = (sum(row["num_tokens"] for row in rows) for rows in (reference, own))
     longest = sorted(range(len(own)), key=lambda n: -own[n]["num_tokens"])
-    offenders = _offenders(name, own, longest, lambda n: f"{own[n]['num_tokens']} tokens")
+    offenders = _offenders(name, own, longest[:_EXAMPLES], lambda n: f"{own[n]['num_tokens']} tokens")
     meaning, way_out = "mean tokens of an answer over the reference's", "look whether the answers are better or longer"
     metric, value = f"length/{name}_growth", after / max(1, before)
     return _check(settings, "max_length_growth", metric, value, meaning, way_out, offenders), {}

@@ -70,7 +70,11 @@ def read_grid(settings: Sequence[str], root: Path = Path(), taken: Iterable[str]
     for combination in combinations:
         _check_values(combination, params)
     names = set(experiment_names(root)) | set(taken)
-    return [Run(_free_name(_name(combination), names), combination) for combination in combinations]
+    varying = [key for key, values in axes.items() if len(values) > 1] or list(axes)
+    return [
+        Run(_free_name(_name({key: combination[key] for key in varying}), names), combination)
+        for combination in combinations
+    ]
 
 
 def check_stages(stages: Sequence[str], root: Path = Path()) -> None:
@@ -129,8 +133,8 @@ def _check_key(key: str, params: Mapping[str, Any]) -> None:
         raise UserError(f"{key}: {PARAMS} has no such key{suggestion(key, known)}")
     is_there = key in known
     if not key.startswith("+") and not is_there:
-        adds = f"; +{key}=… adds a flag that is not there yet" if section in METHODS else ""
-        raise UserError(f"{key}: {PARAMS} has no such key{suggestion(key, known)}{adds}")
+        adds = f" (+{key}=… adds a flag that is not there yet)" if section in METHODS else ""
+        raise UserError(f"{key}: {PARAMS} has no such key{adds}{suggestion(key, known)}")
 
 
 def _check_values(combination: Mapping[str, str], params: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What came out of a sweep, as a table: a row a combination, or a row for all seeds of one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from posttrain.experiment.comparison.sides import is_seed
@@ -12,19 +12,22 @@ from posttrain.experiment.sweep.grid import Run
 from posttrain.experiment.tables import Table, cell, text_table
 
 
-def outcome(runs: Sequence[Run], root: Path = Path()) -> str:
+def outcome(grid: Sequence[Run], failed: Collection[str], root: Path = Path()) -> str:
     """The table, and what to type next.
 
     Args:
-        runs: combinations that have run.
+        grid: all combinations.
+        failed: names of those that have not come to their end.
         root: the repository.
     """
+    runs = [run for run in grid if run.name not in failed]
     if not runs:
         return "no experiment has come to its end"
     metrics = [flat_metrics(read_experiment(run.name, root)) for run in runs]
     columns = chief_columns(metrics)
-    keys = [key for key in runs[0].values if not is_seed(key)]
-    has_seeds = len(keys) < len(runs[0].values)
+    varying = [key for key in grid[0].values if len({run.values[key] for run in grid}) > 1] or list(grid[0].values)
+    keys = [key for key in varying if not is_seed(key)]
+    has_seeds = len(keys) < len(varying)
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, run in enumerate(runs):
         # Without seeds each combination is a group of its own.

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,15 +36,16 @@ def run_grid(grid: Sequence[Run], jobs: int, stages: Sequence[str], root: Path =
         The exit code: 1 where one failed.
     """
     environment = worker_environment()
-    _warn(root, stages, environment)
     queue = _Queue(root)
     taken = set(queue.states())
-    for number, run in enumerate(grid):
+    for run in grid:
         if run.name in taken:
             raise UserError(
                 f"the queue still holds a {run.name} of before; `dvc queue remove {run.name}` takes it out, or "
                 "`dvc queue remove --all` all that it holds"
             )
+    _warn(root, stages, environment)
+    for number, run in enumerate(grid):
         words = [word for setting in run.settings for word in ("-S", setting)]
         done = _dvc(root, environment, "exp", "run", "--queue", "--name", run.name, *words, *stages)
         if done.returncode:
@@ -55,7 +57,7 @@ def run_grid(grid: Sequence[Run], jobs: int, stages: Sequence[str], root: Path =
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, _how_to_stop(queue.states(), grid)) from None
     failed = [run.name for run in grid if states[run.name] == "Failed"]
-    print(outcome([run for run in grid if run.name not in failed], root))
+    print(outcome(grid, failed, root))
     for name in failed:
         log = _dvc(root, environment, "queue", "logs", name).stdout.rstrip().splitlines()
         say("\n".join([f"{name} failed; the end of `dvc queue logs {name}`:", *log[-_LINES_OF_LOG:]]))
@@ -146,10 +148,22 @@ def _dvc(root: Path, environment: Mapping[str, str], *words: str) -> subprocess.
 
 
 def _call(root: Path, environment: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command; in a session of its own, so that Ctrl-C does not reach the workers that it starts."""
-    return subprocess.run(
-        words, cwd=root, env=dict(environment), capture_output=True, text=True, check=False, start_new_session=True
-    )
+    """Run a command; in a session of its own, so that Ctrl-C does not reach the workers that it starts, and with files
+    for what it says: a pipe would stay open for as long as those workers live."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        done = subprocess.run(
+            words,
+            cwd=root,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            check=False,
+            start_new_session=True,
+        )
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, done.returncode, out.read(), err.read())
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
