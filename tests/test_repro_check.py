@@ -114,7 +114,7 @@ def test_equal_to_the_bit_and_to_what_is_recorded(pipeline: Path, capsys: pytest
     Path("dvc.lock").write_text(lock.replace(md5_of(Path("out")), "0" * 32 + ".dir"))
     assert main(["repro-check", "draw"]) == 0
     assert "not what dvc.lock has recorded: out\n" in capsys.readouterr().out
-    assert not any(Path("tmp").iterdir()) and Path("data/rows.txt").read_text() == "rows"
+    assert not list(Path("tmp").glob("posttrain-repro-*")) and Path("data/rows.txt").read_text() == "rows"
 
 
 def test_within_the_tolerance_or_not(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_within_the_tolerance_or_not(pipeline: Path, capsys: pytest.CaptureFixtu
         said.startswith("draw: equal within tolerance\n")
         and "within rtol 0.0001, atol 1e-06: out/a.json: 1 diff" in said
     )
-    assert not any(Path("tmp").iterdir())
+    assert not list(Path("tmp").glob("posttrain-repro-*"))
     assert main(["repro-check", "draw", "--rtol", "0", "--atol", "1e-30"]) == 1
     said = capsys.readouterr().out
     assert (
@@ -133,7 +133,7 @@ def test_within_the_tolerance_or_not(pipeline: Path, capsys: pytest.CaptureFixtu
         and "  differs: out/a.json: 1 differ, at most by " in said
         and "([1])" in said
     )
-    (kept,) = Path("tmp").iterdir()
+    (kept,) = Path("tmp").glob("posttrain-repro-*")
     assert f"both are in {kept.absolute()}" in said and (kept / "second/out/a.json").is_file()
 
 
@@ -146,7 +146,7 @@ def test_where_rewards_from_nowhere_part_two_runs(pipeline: Path, capsys: pytest
     assert said.startswith("grpo: diverged\n  first difference: step 3, ")
     assert "first model.embed_tokens.weight; " in said and "differs: models/grpo/model.safetensors: " in said
     assert "not compared with dvc.lock" not in said and "dvc.lock knows nothing" in said
-    (kept,) = Path("tmp").iterdir()
+    (kept,) = Path("tmp").glob("posttrain-repro-*")
     assert json.loads((kept / "first/models/grpo.provenance.json").read_text())["steps"] == 4
     assert not Path("models").exists()
 

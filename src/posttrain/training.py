@@ -34,6 +34,7 @@ from posttrain.data.stream import Stream
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.disk import check_room, write_text
 from posttrain.errors import UserError
+from posttrain.file_hashes import base_model
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
 from posttrain.model_check import check_models, check_vocabulary
@@ -46,7 +47,7 @@ from posttrain.models import (
 )
 from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
-from posttrain.provenance import Provenance, base_model, is_timing
+from posttrain.provenance import Provenance, is_timing
 from posttrain.provenance import write as write_provenance
 from posttrain.publish import create_repository
 from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what_it_depends_on

@@ -134,14 +134,16 @@ def _look_at(pipeline: Pipeline, name: str) -> Finding | None:
         reasons = [("stage", "it", "has never run: dvc.lock knows nothing of it")]
     else:
         lock = pipeline.lock[name]
-        made = {out["path"] for out in lock.get("outs", [])}
+        made, read = ({entry["path"] for entry in lock.get(kind, [])} for kind in ("outs", "deps"))
         reasons = [("params", key, f"{shown(old)} → {shown(new)}") for key, old, new in pipeline.changed_params(name)]
         if lock.get("cmd") != stage.command:
             reasons.append(("stage", "its command", f"{lock.get('cmd')} → {stage.command}"))
         gone = made - {*stage.outs, *stage.tracked}
-        gone |= {dep["path"] for dep in lock.get("deps", [])} - set(stage.deps)
+        gone |= read - set(stage.deps)
         reasons += [("stage", path, "no longer in its list") for path in sorted(gone)]
-        reasons += [(_kind(path), path, _DEPS.get(word, word)) for path, word in deps.items()]
+        reasons += [
+            (_kind(path), path, _DEPS.get(word if path in read else "new", word)) for path, word in deps.items()
+        ]
         reasons += [("writes", path, _OUTS.get(word, word) if path in made else "new") for path, word in outs.items()]
         if is_other and not reasons:
             reasons.append(("stage", "its entry in dvc.yaml", "changed"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,21 @@ import yaml
 
 from posttrain import provenance
 from posttrain.checkout import changed_since, git, root_of, state_of
-from posttrain.checkpoints import PROVENANCE, sha256_of
-from posttrain.disk import in_words
+from posttrain.checkpoints import PROVENANCE
 from posttrain.errors import UserError
 from posttrain.experiment.command_words import Words
+from posttrain.experiment.file_checks import (
+    DIFFERS,
+    OK,
+    UNKNOWN,
+    Check,
+    check_files,
+    check_models,
+    in_time,
+    root_of_files,
+)
 from posttrain.experiment.params import stage_config
+from posttrain.file_hashes import chat_template_of
 from posttrain.machine import cpu_model, num_cores
 from posttrain.runs import code_files, shown
 from posttrain.wording import some
@@ -25,25 +35,6 @@ from posttrain.wording import some
 USAGE = "posttrain verify MODEL [--format text|json]"
 _DESCRIPTION = """Checks a model against its provenance.json: the hashes of its files and of all that it was made from,
 and what is not today as it was then. Exit code 0: it is whole, and all that it was made from is as it was."""
-OK, DIFFERS, UNKNOWN = "✓", "✗", "?"
-_BAR_FROM = 2**28  # bytes: hashing less takes under a second
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line.
-
-    Args:
-        part: what is looked at: "model", "base model", "training rows", "code", "packages" …
-        verdict: OK, DIFFERS, or UNKNOWN where it cannot be known here.
-        text: what was found.
-        kind: "model": its own files; "origin": files that it was made from; "today": what would make another one.
-    """
-
-    part: str
-    verdict: str
-    text: str
-    kind: str
 
 
 def run(words: Sequence[str]) -> int:
@@ -109,27 +100,29 @@ def verify(folder: Path, about: dict[str, Any]) -> Iterator[Check]:
         folder: of the model.
         about: its provenance.
     """
-    yield _files("model", folder, about["model"]["files"], "model")
+    yield check_files("model", folder, about["model"]["files"], "model")
     template = about["chat_template"]["sha256"]
     if template is not None:
         try:
-            now = provenance.chat_template_of(folder)
+            now = chat_template_of(folder)
         except (OSError, ValueError, AttributeError):
             now = None
-        yield Check("chat template", OK if now == template else DIFFERS, _same(now == template), "model")
+        yield Check("chat template", OK if now == template else DIFFERS, in_time(now == template), "model")
     then = Path(about["directory"]["path"])
     for part in ("base_model", "reference"):
         if part in about:
-            yield from _models(part.replace("_", " "), about[part], then)
+            yield from check_models(part.replace("_", " "), about[part], then)
     if "rewards" in about:
-        yield _files("rewards", _root(then, about["rewards"]["files"]), about["rewards"]["files"], "origin")
+        yield check_files(
+            "rewards", root_of_files(then, about["rewards"]["files"]), about["rewards"]["files"], "origin"
+        )
     if "files" in about["chat_template"]:
         files = about["chat_template"]["files"]
-        yield _files("chat template's file", _root(then, files), files, "origin")
+        yield check_files("chat template's file", root_of_files(then, files), files, "origin")
     for part, words in (("train", "training rows"), ("test", "evaluation rows")):
         rows = about["data"].get(part, {})
         if rows.get("files"):
-            yield _files(words, _root(then, rows["files"]), rows["files"], "origin")
+            yield check_files(words, root_of_files(then, rows["files"]), rows["files"], "origin")
         for name, commit in rows.get("hub", {}).items():
             at = f" at commit {commit[:12]}" if commit else ""
             yield Check(words, UNKNOWN, f"{name} of the hub{at}; not downloaded to look", "origin")
@@ -163,76 +156,6 @@ def as_text(checks: Sequence[Check]) -> str:
     width = max(len(check.part) for check in checks)
     lines = [f"{check.verdict} {check.part:<{width}}  {check.text}" for check in checks]
     return "\n".join([*lines, "", verdict(checks)])
-
-
-# -- files
-
-
-def _models(part: str, about: dict[str, Any], then: Path) -> Iterator[Check]:
-    """Of a model that was read, and of the one that it was an adapter for."""
-    name = about["name"]
-    if "commit" in about:
-        now = provenance.base_model(name, about["commit"] or about["revision"])
-        at = f"{name} of the hub at commit {(about['commit'] or 'unknown')[:12]}"
-        if not now["files"]:
-            yield Check(part, UNKNOWN, f"{at}; not downloaded to look", "origin")
-        else:
-            same = all(now["files"].get(file) == one for file, one in about["files"].items())
-            yield Check(part, OK if same else DIFFERS, f"{at}: {_same(same)} in the cache of this machine", "origin")
-    else:
-        folder = next((root for root in (Path(name), then / name) if root.is_dir()), None)
-        if folder is None:
-            yield Check(part, UNKNOWN, f"{name} is not here", "origin")
-        else:
-            yield _files(part, folder, about["files"], "origin")
-    if "base" in about:
-        yield from _models(f"{part}'s own base", about["base"], then)
-
-
-def _root(then: Path, files: dict[str, Any]) -> Path:
-    """Where files lie: here, or in the folder that the run was started in."""
-    return Path() if any(Path(name).exists() for name in files) else then
-
-
-def _files(part: str, root: Path, files: dict[str, Any], kind: str) -> Check:
-    if not files:
-        return Check(part, UNKNOWN, "no file of it is known", kind)
-    missing = [name for name in files if not (root / name).is_file()]
-    if kind == "origin" and len(missing) == len(files):
-        return Check(part, UNKNOWN, f"not here: {some(missing)}", kind)
-    there = [name for name in files if name not in missing]
-    sized = [name for name in there if (root / name).stat().st_size == files[name]["size"]]
-    hashed = [name for name in sized if files[name]["sha256"] is not None]
-    hashes = dict(zip(hashed, _hashes([root / name for name in hashed], part), strict=True))
-    other = [name for name in there if name not in sized or hashes.get(name) != files[name]["sha256"]]
-    if missing or other:
-        gone = [f"missing: {some(missing)}"] if missing else []
-        return Check(part, DIFFERS, "; ".join([*gone, *([f"changed: {some(other)}"] if other else [])]), kind)
-    size_alone = [name for name in sized if name not in hashed]
-    if size_alone:
-        text = f"{some(size_alone)}: of the same size; rows were streamed, so nobody has read them through"
-        return Check(part, UNKNOWN, text, kind)
-    return Check(part, OK, f"{len(files)} file{'s' * (len(files) > 1)}, {_size(files)}", kind)
-
-
-def _hashes(files: list[Path], part: str) -> list[str]:
-    """With a bar where they are large."""
-    sizes = [file.stat().st_size for file in files]
-    if sum(sizes) < _BAR_FROM:
-        return sha256_of(files)
-    from tqdm import tqdm
-
-    found = []
-    with tqdm(total=sum(sizes), unit="B", unit_scale=True, unit_divisor=1024, desc=part, delay=1, leave=False) as bar:
-        for start in range(0, len(files), 8):
-            found += sha256_of(files[start : start + 8])
-            bar.update(sum(sizes[start : start + 8]))
-    return found
-
-
-def _size(files: dict[str, Any]) -> str:
-    total = sum(one["size"] for one in files.values())
-    return in_words(total) if total >= 2**20 else f"{total / 2**10:,.0f} KiB"
 
 
 # -- what is not as it was
@@ -321,7 +244,3 @@ def _plain(value: Any) -> Any:
 
 def _compare(part: str, changed: list[str], same: str) -> Check:
     return Check(part, DIFFERS if changed else OK, some(changed) if changed else same, "today")
-
-
-def _same(same: bool) -> str:
-    return "as it was" if same else "not as it was"
