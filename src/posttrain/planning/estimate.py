@@ -18,7 +18,14 @@ from posttrain.planning.case import MOST_READ, Case, case_of
 from posttrain.planning.devices import CPU_FLOPS_OF_A_CORE, MODEL_FLOPS_SHARE
 from posttrain.planning.disk_space import disk_plan
 from posttrain.planning.memory import CPU_BASE, CPU_CREEP, memory_of
-from posttrain.planning.predict import longest_completion, predict_memory, run_time, step_seconds
+from posttrain.planning.predict import (
+    GROWTH_AT_MOST,
+    GROWTH_IN_MEAN,
+    longest_completion,
+    predict_memory,
+    run_time,
+    step_seconds,
+)
 from posttrain.planning.report import Plan, Probe, RowsPlan
 
 _PACKED_AT_MOST = 50_000  # documents, to see what packing would give
@@ -53,10 +60,11 @@ def plan(
     longest = longest_completion(config)
     steps = case.steps(longest)
     measured = probe(case, steps) if probe is not None else None
-    completion = longest if measured is None or measured.completion is None else measured.completion
-    steps = case.steps(completion)
-    memory = predict_memory(case, steps.largest, completion)
-    upper = memory if completion == longest else predict_memory(case, case.steps(longest).largest, longest)
+    now = longest if measured is None or measured.completion is None else measured.completion
+    completion, grown = (now + share * (longest - now) for share in (GROWTH_IN_MEAN, GROWTH_AT_MOST))
+    steps = dataclasses.replace(case.steps(completion), largest=case.steps(grown).largest)
+    memory = predict_memory(case, steps.largest, grown)
+    upper = memory if now == longest else predict_memory(case, case.steps(longest).largest, longest)
     seconds = step_seconds(case, steps, completion)
     peak, highest = memory.peak, upper.peak
     if measured is not None:
@@ -172,8 +180,8 @@ def _assumed(case: Case, measured: Probe | None) -> list[str]:
         found.append(f"completions of {longest_completion(case.config):,.0f} tokens, the limit; --probe measures them")
     elif case.samples and measured is not None and measured.completion is not None:
         found.append(
-            f"completions of {measured.completion:,.0f} tokens, as in the probe; they may grow while the policy "
-            f"learns, to {longest_completion(case.config):,.0f} at most"
+            f"completions have {measured.completion:,.0f} tokens in the probe, and grow while the policy learns: by a "
+            f"quarter of what is left to {longest_completion(case.config):,.0f} in the mean of the run, by half at most"
         )
     if case.rows.is_sampled:
         found.append(f"all rows are as the first {case.rows.num_read:,}")
