@@ -14,7 +14,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke train-sft train-reward train-dpo train-grpo train-rloo pipeline use remote metrics compare sweep experiments tensorboard lint audit format deps docs bench clean .checkout
+.PHONY: help setup test smoke plan train-sft train-reward train-dpo train-grpo train-rloo pipeline use remote metrics compare sweep experiments report tensorboard lint audit format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ test: setup ## run the tests
 
 smoke: setup ## run every stage for a few steps in a temporary folder, in under a minute
 	$(BIN)/python scripts/smoke.py
+
+plan: setup ## say what a stage of params.yaml will take before it runs (METHOD=dpo, PROBE=1 measures)
+	$(BIN)/posttrain plan $(METHOD) --params params.yaml $(if $(PROBE),--probe)
 
 train-sft: .checkout setup ## run the pipeline up to SFT and its evaluation
 	$(BIN)/dvc repro evaluate@sft
@@ -69,8 +72,11 @@ sweep: .checkout setup ## run a grid as experiments (SET="dpo.beta=0.05,0.1 dpo.
 experiments: .checkout setup ## show all experiments, and write results/experiments.csv for pandas
 	@$(BIN)/posttrain experiments --output results/experiments.csv
 
+report: setup ## write report.html: one file with everything, to read or mail (EXPERIMENTS="main exp-1a2b")
+	$(BIN)/posttrain report $(EXPERIMENTS)
+
 tensorboard: setup ## show the training curves in a browser (PORT=6006)
-	$(BIN)/tensorboard --logdir work --host 127.0.0.1 --port $(PORT)
+	$(BIN)/python -m posttrain.experiment.tensorboard_view work --port $(PORT)
 
 lint: setup ## check style and types
 	$(BIN)/ruff check

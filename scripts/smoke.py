@@ -26,6 +26,7 @@ STEPS = {"max_steps": 3, "warmup_steps": 0, "logging_steps": 1, "eval_steps": 3}
 SAMPLING = {"max_completion_length": 16, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 16}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "prepare": {"num_sft": 300, "num_preference": 100, "num_prompts": 50, "num_validation": 16, "num_test": 32},
+    "check_data": {},
     "sft": STEPS,
     "reward": STEPS,
     "dpo": STEPS,
@@ -33,6 +34,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "rloo": STEPS | SAMPLING,
     "evaluate": {"max_new_tokens": 16, "num_sampled_prompts": 8, "num_samples": 2, "pass_at": [1, 2]},
     "samples": {},
+    # A few steps make no model that is good for anything.
+    "check_models": {"min_reward_accuracy": None, "max_calibration_error": None, "max_brier_score": None}
+    | {"min_answer_accuracy": None, "max_hacking_loss": None, "max_pass_loss": None},
 }
 
 

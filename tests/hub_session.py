@@ -25,8 +25,9 @@ class Done(NamedTuple):
 
 
 Command = Callable[..., Done]
-# Of a model's folder, what says which run it belongs to; the manifest would forbid to edit what was downloaded.
-STAYS_HERE = {"manifest.json", "run.json", ".lock"}
+# Of a model's folder, what says which run it belongs to and where that was; the manifest would forbid to edit what was
+# downloaded.
+STAYS_HERE = {"manifest.json", "run.json", "provenance.json", ".lock"}
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from typing import Any
 from kills import REWARDS, Done, Kill, Server
 from tiny import write_base, write_preference, write_prompts, write_sft
 
+from posttrain.provenance import deterministic
+
 # A run of 9 steps, where a log line, a checkpoint and an epoch end at different steps each, and so do generations.
 COMMON = {
     "output_dir": "out",
@@ -135,13 +137,15 @@ def results(folder: Path) -> dict[str, Any]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         top, _, rest = name.partition("/")
-        if top == "out" and not rest.startswith(("checkpoint-", "run.json", ".lock")):
+        if top == "out" and not rest.startswith(("checkpoint-", "run.json", "provenance.json", ".lock")):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if "completions_" in name:
             found[f"completions/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     found["history"] = json.loads((folder / "out/trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     metrics = json.loads((folder / "metrics/run.json").read_text(encoding="utf-8"))
     found["metrics"] = {k: v for k, v in metrics.items() if not any(word in k for word in TIMINGS)}
+    about = json.loads((folder / "out/provenance.json").read_text(encoding="utf-8"))
+    found["provenance"] = deterministic(about) | {"metrics": None}  # which are compared above
     with open(folder / "plots/run.csv", newline="", encoding="utf-8") as file:
         found["plots"] = list(csv.DictReader(file))
     found["checkpoints"] = sorted(path.name for path in folder.rglob("checkpoint-*"))
@@ -166,7 +170,7 @@ def wrong_with(folder: Path) -> list[str]:
         return ["manifest.json"]
     expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    for name in ("manifest.json", "README.md"):  # a card may be edited
+    for name in ("manifest.json", "README.md", "provenance.json"):  # a card may be edited
         files.pop(name, None)
     hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     return sorted(name for name in hashes.keys() | expected if hashes.get(name) != expected.get(name, {}).get("sha256"))

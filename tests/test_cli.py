@@ -84,7 +84,7 @@ def test_the_overview_lists_every_method(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "posttrain 0.1.0\n"
     assert main(["dpp"]) == 2
-    names = "sft, reward, dpo, grpo, rloo, inspect, compare, sweep, experiments, env, completion"
+    names = ", ".join([*METHODS, *COMMANDS])
     assert f"'dpp' is no method or command ({names}); did you mean dpo?" in capsys.readouterr().err
     assert main(["inspct", "rows.jsonl"]) == 2
     assert "did you mean inspect?" in capsys.readouterr().err

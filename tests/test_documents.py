@@ -1,6 +1,8 @@
 """What the documents tell a person to type or to write is understood: commands, flags, files and rows."""
 
+import contextlib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,13 @@ from posttrain.config.yaml_files import load_yaml
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
+from posttrain.experiment.gates.command import CheckFlags
+from posttrain.experiment.gates.command import parse as parse_check
+from posttrain.experiment.own_task import read_own
 from posttrain.experiment.params import stage_config
+from posttrain.experiment.report import options as report_options
 from posttrain.inspection.options import parse_request
+from posttrain.planning.options import PlanFlags, parse_plan
 
 # Programs whose own words are not looked at.
 OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
@@ -128,6 +135,19 @@ def check_other_command(name: str, *words: str) -> None:
         assert set(words) <= {"bash", "zsh", "fish"}
     elif name == "env":
         assert not words
+    elif name == "report":
+        report_options.parse_request(words)
+    elif name == "check":
+        assert words == ("--help",) or parse_check(words)
+    elif name == "plan":
+        if not words:  # its name alone
+            return
+        request = parse_plan(words)
+        for file in [after for word, after in pairwise(words) if word == "--config"]:
+            reward = "reward_funcs: accuracy_reward\n" * (request.method in ("grpo", "rloo"))
+            Path(file).write_text(f"model_name_or_path: m\ndataset_name: d\n{reward}", encoding="utf-8")
+        with contextlib.chdir(ROOT if request.flags.params else "."):
+            assert request.flags.outcomes or request.parse()[0].model_name_or_path
     elif name in ("compare", "sweep", "experiments"):
         if words:
             check_words_of_experiments(name, list(words))
@@ -178,13 +198,17 @@ def check_dvc(words: list[str]) -> None:
 
     arguments = parse_args(words)
     stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
-    for target in getattr(arguments, "targets", None) or []:
+    targets = getattr(arguments, "targets", None) or []
+    for target in targets if words[0] != "add" else []:  # files of the reader's own
         assert target.partition("@")[0] in stages or (ROOT / target).exists()
     params = load_yaml(ROOT / "params.yaml")
     for setting in getattr(arguments, "set_param", None) or []:
         name, _, value = setting.partition("=")
         section, _, key = name.removeprefix("+").partition(".")
-        assert name.startswith("+") or key in params[section], "DVC changes keys that are there; + adds one"
+        own = params[section]
+        for part in key.split("."):
+            assert name.startswith("+") or part in own, "DVC changes keys that are there; + adds one"
+            own = own.get(part) if isinstance(own, dict) else None
         if section in METHODS:
             parse_command_line(section, [f"--{key}", value], params[section], f"params.yaml: {section}")
 
@@ -200,7 +224,9 @@ def check_pip(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_exist(document: str) -> None:
-    known = {name for cls in (*METHODS.values(), LaunchOptions, FileOption) for name in flags_of(cls)}
+    known = {
+        name for cls in (*METHODS.values(), LaunchOptions, FileOption, CheckFlags, PlanFlags) for name in flags_of(cls)
+    }
     known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
     for span in spans(document):
         if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:
@@ -241,6 +267,9 @@ def test_yaml_is_a_file_that_a_command_takes(block: Block, tmp_path: Path) -> No
         parse_command_line(name, ["--config", str(file)])
     elif kind == "params":
         shown = load_yaml(file)[name]
+        if name == "prepare":
+            read_own(shown, "params.yaml: prepare")
+            return
         parse_command_line(name, [], load_yaml(ROOT / "params.yaml")[name] | shown, f"params.yaml: {name}")
     else:
         assert kind == "accelerate", (

@@ -48,6 +48,8 @@ def write_pipeline(folder: Path) -> None:
     (folder / "models").mkdir()
     write_base(folder / "models/sft")
     (folder / "data/embedded/prompts").mkdir(parents=True)
+    (folder / "results/checks").mkdir(parents=True)
+    (folder / "results/checks/data_passed").write_text("No check of the data failed.\n", encoding="utf-8")
     for split in ("train", "validation"):
         write_prompts(folder / f"data/embedded/prompts/{split}.jsonl")
     subprocess.run([*DVC, "init", "--no-scm", "-q"], cwd=folder, check=True, env=environment(folder))

@@ -2,7 +2,10 @@
 
 import ast
 import configparser
+import functools
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path, PurePath
@@ -19,23 +22,28 @@ SOURCE = ROOT / "src"
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
     {"cli"},
-    {"launch", "processes", "experiment", "inspection", "environment", "completion"},
-    {"training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"}
-    | {"checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations"},
+    {"launch", "processes", "experiment", "inspection", "planning", "environment", "completion"},
+    {
+        *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
+        *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
+        *("step_record", "planned", "tensorboard_run"),
+    },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json", "embedded", "gpu_slots"},
+    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout"},
 ]
 
 
+@functools.cache
 def stages() -> dict[str, dict]:
     """The stages of dvc.yaml; one with a matrix stands for all of its items."""
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
+@functools.cache
 def params() -> dict[str, dict]:
     """The sections of params.yaml."""
     return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -46,14 +54,25 @@ def names_of(entries: list) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def resolved(stage: dict, entries: list) -> list[str]:
-    """Paths of a list, but for source files, with parameters put in; those of a matrix for each of its items."""
+def resolved(stage: dict, entries: list, content: dict[str, dict] | None = None) -> list[str]:
+    """Paths of a list, but for source files, with parameters put in (those of params.yaml, or of another such file);
+    those of a matrix for each of its items."""
     found = []
     for item in stage.get("matrix", {"model": [""]})["model"]:
-        values = params() | {"item": {"model": item}}
+        values = (content or params()) | {"item": {"model": item}}
         paths = [path for path in names_of(entries) if not path.endswith(".py")]
         found += [re.sub(r"\$\{(\w+)\.(\w+)\}", r"{\1[\2]}", path).format_map(values) for path in paths]
     return found
+
+
+def made_by_stages(content: dict[str, dict] | None = None) -> set[str]:
+    """All that the stages write, with the parameters of params.yaml or of another such file."""
+    kinds = ("outs", "metrics", "plots")
+    return {
+        path
+        for stage in stages().values()
+        for path in resolved(stage, [entry for kind in kinds for entry in stage.get(kind, [])], content)
+    }
 
 
 @pytest.mark.parametrize("name", stages())
@@ -76,10 +95,10 @@ def test_stage_is_one_that_the_run_cache_and_other_machines_can_serve(name: str)
 
 @pytest.mark.parametrize("name", stages())
 def test_what_a_stage_reads_another_one_makes(name: str) -> None:
-    made = {path for other in stages().values() for path in resolved(other, other["outs"])}
+    made = made_by_stages()
     read = set(resolved(stages()[name], stages()[name]["deps"]))
     if name == "prepare":
-        read.remove("data/raw")  # which people fill, and git and DVC keep
+        read.remove("raw")  # which people fill, and git and DVC keep
     # A file of a folder that a stage makes is made by it.
     assert all(any(PurePath(path).is_relative_to(other) for other in made) for path in read)
 
@@ -179,6 +198,18 @@ def test_constraints_pin_every_declared_dependency() -> None:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert {re.split(r"[<>=\[;]", requirement)[0].lower() for requirement in wanted} <= set(pins)
     assert pins["torch"] == "2.13.0"  # without +cpu, which plain PyPI does not have
+
+
+def test_files_of_ones_own_belong_to_the_stage_graph(tmp_path: Path) -> None:
+    """Otherwise DVC would not bring them into the copies that queued experiments run in."""
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "raw/mine").mkdir(parents=True)
+    (tmp_path / "raw/mine/rows.jsonl").write_text("{}")
+    for words in ("git init -q", "dvc init -q", "dvc add -q raw/mine"):
+        subprocess.run(words.split(), cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(["dvc", "dag", "--dot"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert '"raw/mine.dvc" -> "prepare"' in done.stdout
 
 
 def test_dvc_keeps_quiet() -> None:

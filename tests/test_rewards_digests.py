@@ -7,7 +7,11 @@ import pytest
 from helpers_rewards import config_of, write_functions
 
 from posttrain.rollout.rewards import check
-from posttrain.rollout.rewards.check import reward_digests
+from posttrain.rollout.rewards.check import reward_files
+
+
+def digests(config: object) -> list[str]:
+    return [file["sha256"] for file in reward_files(config).values()]
 
 
 @pytest.fixture
@@ -28,25 +32,26 @@ def model(tmp_path: Path) -> Path:
         ("README.md", False),
         ("run.json", False),
         ("manifest.json", False),
+        ("provenance.json", False),
         (".lock", False),
         ("checkpoint-1/model.safetensors", False),
     ],
 )
 def test_a_reward_model_is_what_scores(model: Path, name: str, counts: bool) -> None:
     config = config_of(reward_model_name_or_path=str(model))
-    before = reward_digests(config)
+    before = digests(config)
     (model / name).write_text("other", encoding="utf-8")
-    assert (reward_digests(config) != before) is counts
+    assert (digests(config) != before) is counts
 
 
 def test_each_file_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
-    monkeypatch.setattr(check, "sha256_of", lambda files: seen.extend(files) or [])
+    monkeypatch.setattr(check, "sha256_of", lambda files: seen.extend(files) or [""] * len(files))
     mine = write_functions(tmp_path, "")
     names = [f"{mine}:one", f"{mine}:two", "accuracy_reward", "judge:wise", f"text-classification:{model}"]
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("{{ completion }}", encoding="utf-8")
-    reward_digests(config_of(*names, reward_model_name_or_path="some/model", judge_rubric=str(rubric)))
+    digests(config_of(*names, reward_model_name_or_path="some/model", judge_rubric=str(rubric)))
     of_model = [model / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     assert seen == [Path(mine), *of_model, rubric]
 
@@ -60,12 +65,12 @@ def test_a_module_is_its_source_and_not_run(module: str, tmp_path: Path, monkeyp
         (tmp_path / name).write_text(f"raise SystemExit('{name} was run')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     config = config_of(f"{module}.score")
-    (before,) = reward_digests(config)
+    (before,) = digests(config)
     (tmp_path / files.get(module, "packed/bare/deep.py")).write_text("def score(): ...", encoding="utf-8")
-    (after,) = reward_digests(config)
+    (after,) = digests(config)
     assert before != after
     assert not {"alone", "packed"} & sys.modules.keys()
 
 
 def test_a_module_without_a_source_has_no_hash() -> None:
-    assert reward_digests(config_of("itertools.count", "no_such_package.inner.score", "json.no_such.score")) == []
+    assert digests(config_of("itertools.count", "no_such_package.inner.score", "json.no_such.score")) == []

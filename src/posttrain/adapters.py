@@ -42,7 +42,7 @@ def check_adapter(config: CommonConfig) -> None:
             weights are not to be had here.
     """
     check_quantisation(config)
-    model = _without_weights(config) if config.use_peft else None
+    model = without_weights(config) if config.use_peft else None
     if model is None:
         return
     layers = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
@@ -65,7 +65,7 @@ def check_adapter(config: CommonConfig) -> None:
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when the adapter is made
-        _wrap(model, config)
+        wrap(model, config)
 
 
 def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
@@ -80,7 +80,7 @@ def add_adapter(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module
         model.enable_input_require_grads()  # else nothing that goes into a checkpointed layer has a gradient
     if config.seed is not None:
         set_seed(config.seed)
-    return _wrap(model, config)
+    return wrap(model, config)
 
 
 def adapts_head(config: CommonConfig, model: PreTrainedModel) -> bool:
@@ -102,7 +102,12 @@ def adapts_head(config: CommonConfig, model: PreTrainedModel) -> bool:
     return on_module or any(_is_end(wanted, f"{names[0]}.weight") for wanted in parameters)
 
 
-def _wrap(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
+def wrap(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
+    """The model in an adapter of the flags; with or without weights.
+
+    Raises:
+        UserError: the adapter does not fit the model.
+    """
     from peft import LoraConfig, get_peft_model
 
     # Adapters of parameters know no dropout: the default gives way; a number that was asked for is peft's to refuse.
@@ -132,9 +137,14 @@ def _wrap(model: PreTrainedModel, config: CommonConfig) -> torch.nn.Module:
         ) from error
 
 
-def _without_weights(config: CommonConfig) -> PreTrainedModel | None:
+def without_weights(config: CommonConfig, num_layers: int | None = None) -> PreTrainedModel | None:
     """The model with tensors that have shapes and no memory; None where its config cannot be had, which loading it
-    will complain about."""
+    will complain about.
+
+    Args:
+        config: of the run.
+        num_layers: as many in place of those that its config tells of.
+    """
     kind = AutoModelForSequenceClassification if config.method == "reward" else AutoModelForCausalLM
     trust = config.trust_remote_code
     more = {"num_labels": 1} if config.method == "reward" else {}
@@ -142,6 +152,10 @@ def _without_weights(config: CommonConfig) -> PreTrainedModel | None:
         description = AutoConfig.from_pretrained(
             config.model_name_or_path, revision=config.model_revision, trust_remote_code=trust, **more
         )
+        if num_layers is not None:
+            description.num_hidden_layers = num_layers
+            if getattr(description, "layer_types", None):
+                description.layer_types = description.layer_types[:num_layers]
         with torch.device("meta"):
             return kind.from_config(description, trust_remote_code=trust)
     except Exception:  # of whatever kind: this is a look ahead, and no run is to end by it

@@ -30,7 +30,9 @@ PAGE = "troubleshooting.md#resume"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 SAVING, REMOVING, DAMAGED, LATER = ".saving-", ".removing-", "damaged-", "later-"
 LOCK = ".lock"
-_FOR_PEOPLE = ("README.md",)  # a card may be edited
+PROVENANCE = "provenance.json"
+# A card may be edited; a provenance differs from machine to machine, and holds the manifest's hashes itself.
+_FOR_PEOPLE = ("README.md", PROVENANCE)
 
 
 # -- whole folders

@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `posttrain`; None: those of this process.
 
     Returns:
-        The exit code: 0, 1 where memory ran out, 2 for a mistake of the user, or that of the launched processes.
+        The exit code: 0, 1 where memory ran out or a check failed, 2 for a mistake of the user, or that of the
+            launched processes.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -79,6 +80,18 @@ def _inspect(words: list[str]) -> int:
     return inspection.run(words)
 
 
+def _plan(words: list[str]) -> int:
+    from posttrain import planning
+
+    return planning.run(words)
+
+
+def _report(words: list[str]) -> int:
+    from posttrain.experiment import report
+
+    return report.run(words)
+
+
 def _environment(words: list[str]) -> int:
     from posttrain import environment
 
@@ -103,17 +116,47 @@ def _experiments(words: list[str]) -> int:
     return experiments_table.run(words)
 
 
+def _status(words: list[str]) -> int:
+    from posttrain.experiment import status
+
+    return status.run(words)
+
+
+def _verify(words: list[str]) -> int:
+    from posttrain.experiment import verify
+
+    return verify.run(words)
+
+
+def _repro_check(words: list[str]) -> int:
+    from posttrain.experiment import repro_check
+
+    return repro_check.run(words)
+
+
 def _completion(words: list[str]) -> int:
     from posttrain import completion
 
     return completion.run(words)
 
 
+def _check(words: list[str]) -> int:
+    from posttrain.experiment.gates import command
+
+    return command.run(words)
+
+
 _RUN: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
+    "plan": _plan,
+    "check": _check,
     "compare": _compare,
     "sweep": _sweep,
     "experiments": _experiments,
+    "report": _report,
+    "status": _status,
+    "verify": _verify,
+    "repro-check": _repro_check,
     "env": _environment,
     "completion": _completion,
 }

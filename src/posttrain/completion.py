@@ -87,10 +87,20 @@ def options_of(command: str) -> list[Option]:
 
         rows = {name: field for name, field in flags_of(SFTFlags).items() if name not in ("learning_rate", "loss_type")}
         fields = flags_of(InspectFlags) | flags_of(DataFlags) | flags_of(ModelFlags) | flags_of(LengthFlags) | rows
-    elif command in METHODS:
-        cls = METHODS[command]
-        own = {name: field for name, field in flags_of(cls).items() if name not in refused(cls)}
-        fields = own | flags_of(LaunchOptions) | flags_of(FileOption)
+    elif command == "check":
+        from posttrain.experiment.gates.command import CheckFlags
+
+        fields = flags_of(CheckFlags)
+    elif command == "report":
+        from posttrain.experiment.report.options import ReportFlags
+
+        fields = flags_of(ReportFlags)
+    elif command in (*METHODS, "plan"):
+        from posttrain.planning.options import PlanFlags
+
+        fields = flags_of(LaunchOptions) | flags_of(FileOption) | (flags_of(PlanFlags) if command == "plan" else {})
+        for cls in METHODS.values() if command == "plan" else [METHODS[command]]:
+            fields = {name: field for name, field in flags_of(cls).items() if name not in refused(cls)} | fields
     else:
         return []
     options = []
@@ -163,7 +173,8 @@ _posttrain() {{
     esac
     case "$command$flag" in
 {_cases(options, lambda one: one.paths, lambda text: f"kind={text}")}
-        inspect) (( given )) || kind=file ;;
+        inspect|check) (( given )) || kind=file ;;
+        plan) (( given )) || values='{" ".join(METHODS)}' ;;
     esac
     case "$command$flag" in
 {_cases(options, lambda one: "several" * one.takes_several, lambda text: f"{text}=1")}
@@ -225,7 +236,8 @@ _posttrain() {{
     esac
     case $command$flag in
 {_cases(options, lambda one: one.paths, lambda text: f"kind={text}")}
-        inspect) (( given )) || kind=file ;;
+        inspect|check) (( given )) || kind=file ;;
+        plan) (( given )) || values=( {" ".join(METHODS)} ) ;;
     esac
     case $command$flag in
 {_cases(options, lambda one: "several" * one.takes_several, lambda text: f"{text}=1")}
@@ -264,6 +276,8 @@ def fish_script(summaries: Mapping[str, str], options: Options) -> str:
         "complete -c posttrain -n 'test (count (commandline -opc)) = 1' -l version -d 'The version'",
         "complete -c posttrain -n '__posttrain_is completion' -a 'bash zsh fish'",
         "complete -c posttrain -n '__posttrain_is inspect' -F",
+        "complete -c posttrain -n '__posttrain_is check' -F",
+        f"complete -c posttrain -n '__posttrain_is plan' -a '{' '.join(METHODS)}'",
     ]
     for name, summary in summaries.items():
         here = "test (count (commandline -opc)) = 1"

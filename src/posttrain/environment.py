@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from posttrain.errors import UserError, install
-from posttrain.machine import has_bf16, num_cores
+from posttrain.machine import cpu_model, has_bf16, machine_memory, num_cores
 
 USAGE = "posttrain env"
 _NEEDED = ("posttrain", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "dvc")
@@ -90,7 +90,7 @@ def memory(torch: Any) -> tuple[int, str]:
     """
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory), "the GPU"
-    return _machine_memory(), "this machine"
+    return machine_memory(), "this machine"
 
 
 def _import_torch() -> tuple[Any, str]:
@@ -105,8 +105,8 @@ def _import_torch() -> tuple[Any, str]:
 def _machine(torch: Any) -> Iterator[tuple[str, str]]:
     yield "system", platform.platform()
     yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
-    yield "CPU", f"{_cpu_model()}, {num_cores()} of {os.cpu_count()} cores"
-    yield "memory", _gib(_machine_memory())
+    yield "CPU", f"{cpu_model()}, {num_cores()} of {os.cpu_count()} cores"
+    yield "memory", _gib(machine_memory())
     found = False
     for index in range(torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0):
         about, found = torch.cuda.get_device_properties(index), True
@@ -115,28 +115,6 @@ def _machine(torch: Any) -> Iterator[tuple[str, str]]:
     if not found:
         accelerator = torch is not None and torch.accelerator.is_available()
         yield "GPU", f"{torch.accelerator.current_accelerator()}" if accelerator else "none"
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return named[1] if named else platform.machine()
-
-
-def _machine_memory() -> int:
-    """Bytes; in a container, of the container."""
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-    except OSError:
-        limit = "max"
-    return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
 def _gib(num_bytes: int) -> str:

@@ -119,12 +119,12 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
         command: A script or `-m module`, and its arguments.
     """
     name = launch.accelerate_config or ("multi_gpu" if launch.config_file is None else None)
-    words = ["--config_file", str(_accelerate_file(launch))]
+    words = ["--config_file", str(accelerate_file(launch))]
     for option in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
         value = getattr(launch, option)
         if value is not None:
             words += [f"--{option}", str(value)]
-    settings = accelerate_settings(_accelerate_file(launch))
+    settings = accelerate_settings(accelerate_file(launch))
     if (
         launch.main_process_port is None
         and "main_process_port" not in settings
@@ -140,7 +140,7 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
 
 def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
     """The variables that the processes get: the mark that they are launched, and their share of the cores."""
-    settings = accelerate_settings(_accelerate_file(launch))
+    settings = accelerate_settings(accelerate_file(launch))
     processes = launch.num_processes or settings.get("num_processes") or 1
     here = max(1, int(processes) // _num_machines(launch, settings))
     share = max(1, num_cores() // here)
@@ -197,7 +197,7 @@ def _needs_launcher(launch: LaunchOptions) -> bool:
     return processes > 1 or launch.accelerate_config not in ONE_PROCESS or launch.config_file is not None
 
 
-def _accelerate_file(launch: LaunchOptions) -> Path:
+def accelerate_file(launch: LaunchOptions) -> Path:
     """The file of accelerate settings: a path, or a name looked up here, in the package and in its repository."""
     if launch.accelerate_config is not None and launch.config_file is not None:
         raise UserError("accelerate_config and config_file name the same thing; give one of them")
@@ -234,7 +234,7 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
     Returns:
         Whether a launcher is still needed: one process without sharding is this one.
     """
-    settings = accelerate_settings(_accelerate_file(launch))
+    settings = accelerate_settings(accelerate_file(launch))
     deepspeed = settings.get("distributed_type") == "DEEPSPEED" or config.deepspeed is not None
     if deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise UserError(

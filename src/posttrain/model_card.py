@@ -18,6 +18,7 @@ from posttrain.citations import CITATIONS
 from posttrain.config import CommonConfig, PolicyConfig
 from posttrain.config.common import RunFlags
 from posttrain.config.fields import flags_of
+from posttrain.config.flag_words import default_of
 from posttrain.config.training import OptimisationFlags, PrecisionFlags, TrainingFlags
 from posttrain.hub import is_on_hub
 from posttrain.hub_access import BUILDERS
@@ -52,6 +53,7 @@ def write_card(
     num_steps: int,
     counts: Mapping[str, int],
     repository: str | None = None,
+    hashes: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write README.md beside a model.
 
@@ -62,6 +64,7 @@ def write_card(
         num_steps: Optimizer steps that were taken.
         counts: Of the training rows, as they were prepared; may be empty.
         repository: Where on the hub the model goes, if it does.
+        hashes: Of what it was made from, and their names.
     """
     parts = [
         _metadata(config),
@@ -71,6 +74,7 @@ def write_card(
         f"```python\n{loading_code(config, _has_template(folder), repository)}\n```",
         *_results(config, history),
         *_settings(config),
+        *_provenance(config, hashes),
         "## Versions",
         _versions(config),
         "## Citation",
@@ -264,6 +268,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value
+
+
+def _provenance(config: CommonConfig, hashes: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """What the model was made from, as far as it is anybody's: nothing of the machine, the hour or the state of git, so
+    that the same training gives the same card."""
+    if hashes:
+        seed = default_of(flags_of(type(config))["seed"]) if config.seed is None else config.seed
+        rows = ["| made from | sha256 |", "|---|---|", *(f"| {name} | `{sha256}` |" for name, sha256 in hashes)]
+        yield "## Provenance"
+        yield f"The same of these, of the settings and of the versions, with seed {seed}, give this model again."
+        yield "\n".join(rows)
 
 
 def _versions(config: CommonConfig) -> str:

@@ -18,6 +18,7 @@ from transformers.utils.hub import PushInProgress
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, address, ask, explain, hide_token, status, token
 from posttrain.model_card import is_card, write_card
+from posttrain.provenance import Provenance
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -67,6 +68,7 @@ class HubTrainer(Trainer):
     """transformers.Trainer with uploads of exactly the files that a model consists of, and this project's card."""
 
     method: Method
+    provenance: Provenance | None = None  # of the first process
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """`create_repository` was called before the model was loaded."""
@@ -87,7 +89,9 @@ class HubTrainer(Trainer):
             (folder / "README.md").unlink(missing_ok=True)  # peft writes one, too
             return
         repository = self.hub_model_id if self.args.push_to_hub else None
-        write_card(folder, self.method.config, self.state.log_history, self.state.global_step, counts, repository)
+        hashes = [] if self.provenance is None else self.provenance.hashes()
+        history, steps = self.state.log_history, self.state.global_step
+        write_card(folder, self.method.config, history, steps, counts, repository, hashes)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """`hub_strategy`: every_save uploads the model of each checkpoint, checkpoint and all_checkpoints also the

@@ -18,7 +18,6 @@ from posttrain.checkpoints import (
     newest_whole,
     remove,
     set_aside,
-    sha256_of,
     step_of,
     tidy,
     what_is_wrong,
@@ -37,7 +36,8 @@ RUN_FILE = "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
 # Where results go, and what only watches a run: without a say in what is trained. Weights and rows have digests.
 WITHOUT_A_SAY = (
-    *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "report_to", "run_name", "disable_tqdm"),
+    *("output_dir", "work_dir", "cache_dir", "metrics_file", "plots_file", "provenance_file", "record_steps"),
+    *("report_to", "run_name", "disable_tqdm"),
     *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets", "save_total_limit"),
     *("max_nonfinite_steps", "ddp_timeout"),
     *("max_reward_failures", "reward_timeout", "judge_timeout", "judge_retries", "judge_concurrency"),
@@ -50,7 +50,7 @@ WHEN_TO_SAVE = ("save_steps", "save_strategy")
 # What the optimizer keeps in a checkpoint, whatever the flags say afterwards.
 IN_THE_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
 _DIFFERENCES_SHOWN = 8
-_NOT_TRAINED_WITH = ("experiment", "inspection")  # folders of this package
+_NOT_TRAINED_WITH = ("experiment", "inspection", "planning")  # folders of this package
 
 
 def what_it_depends_on(config: CommonConfig) -> dict[str, Any]:
@@ -77,21 +77,33 @@ def digest_of(about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def digest_of_folder(folder: Path) -> str:
-    """sha256 over what a folder holds of a model: its weights and how they are used."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
-    return digest_of(list(zip([file.name for file in files], sha256_of(files), strict=True)))
+def digest_of_files(files: dict[str, dict[str, Any]]) -> str:
+    """sha256 over what a folder holds of a model: its weights and how they are used.
+
+    Args:
+        files: by name, their sha256; others count for nothing.
+    """
+    names = sorted(name for name in files if "/" not in name and name.endswith((".safetensors", "config.json")))
+    return digest_of([(name, files[name]["sha256"]) for name in names])
+
+
+@functools.cache
+def code_files() -> dict[str, str]:
+    """sha256 of each file of the code that trains, by its path in the package."""
+    package = Path(__file__).parent
+    names = (file.relative_to(package) for file in sorted(package.rglob("*.py")))
+    return {
+        name.as_posix(): hashlib.sha256((package / name).read_bytes()).hexdigest()
+        for name in names
+        if name.parts[0] not in _NOT_TRAINED_WITH
+    }
 
 
 @functools.cache
 def code_digest() -> str:
     """sha256 over the code that trains."""
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        name = file.relative_to(package)
-        if name.parts[0] not in _NOT_TRAINED_WITH:
-            digest.update(f"{name.as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    lines = (f"{name} {sha256}\n" for name, sha256 in code_files().items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -105,7 +117,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = before.get(kind, {}), now.get(kind, {})
         names = sorted({*old, *new})
         found += [
-            f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"
+            f"{name} {shown(old.get(name))} → {shown(new.get(name))}"
             for name in names
             if old.get(name) != new.get(name)
         ]
@@ -287,6 +299,7 @@ def _in_short(differing: list[str]) -> str:
     return "; ".join(differing[:_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A parameter's value in a message, cut short."""
     text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -33,12 +33,11 @@ from posttrain.publish import HubTrainer
 from posttrain.sharded_trainer import ShardedTrainer
 from posttrain.sharding import is_sharded
 from posttrain.shares import eval_loader, train_loader
+from posttrain.step_record import StepRecord
 from posttrain.stop_training import Stopping
 from posttrain.trainer_flags import PackedTrainer
 from posttrain.watch import NotFinite
 
-# Logged values that differ from run to run on the same machine; they stay out of files that are hashed.
-TIMINGS = ("tokens_per_second", "step_time", "peak_memory_mib", "runtime", "samples_per_second", "steps_per_second")
 # Beside a checkpoint's other files, one a process: what a method needs to go on, and what has not been logged yet.
 STATE_FILE = "posttrain_state_{rank}.pt"
 
@@ -77,6 +76,12 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self._step_of_last_log = 0
         self.stopping = Stopping()
         self.add_callback(self.stopping)
+        self._record: StepRecord | None = None
+
+    def record_steps(self, record: StepRecord) -> None:
+        """Has every step written down, from the next on."""
+        self._record = record
+        self.add_callback(record)
 
     # -- batches
 
@@ -96,6 +101,8 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
     ) -> tuple[list[PackedBatch], dict[str, float]]:
         """The micro-batches of one optimizer step, and what their losses are divided by."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        if self._record is not None:
+            self._record.batches(batches)
         totals: dict[str, float] = defaultdict(float)
         for batch in batches:
             for name, weight in self.method.weights(batch).items():
@@ -110,6 +117,12 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
 
     def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
         return self.method.complete(inputs.to(self.args.device), self.model_wrapped)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._record is not None:
+            self._record.gradient(self._losses, norm)
+        return norm
 
     def floating_point_ops(self, inputs: PackedBatch) -> int:
         """6 operations a parameter and token, without those of attention."""

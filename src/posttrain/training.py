@@ -44,12 +44,17 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
+from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
+from posttrain.provenance import Provenance, base_model, is_timing
+from posttrain.provenance import write as write_provenance
 from posttrain.publish import create_repository
-from posttrain.runs import digest_of, digest_of_folder, fingerprint, settle, what_it_depends_on
+from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
+from posttrain.step_record import StepRecord
+from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
-from posttrain.trainer import TIMINGS, PostTrainer
+from posttrain.trainer import PostTrainer, peak_memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,7 @@ def run(method: Method) -> dict[str, float]:
     config = method.config
     show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time
+    provenance = Provenance(config) if arguments.process_index == 0 else None  # and before anybody edits the code
     check_models(config)
     check_adapter(config)
     tokenizer = load_tokenizer(config)
@@ -86,7 +92,7 @@ def run(method: Method) -> dict[str, float]:
     folder = Path(config.work_dir or config.output_dir or ".").expanduser()
     flag = "work_dir" if config.work_dir else "output_dir"
     with only_run_in(folder, flag) if arguments.process_index == 0 else contextlib.nullcontext():
-        return _build_and_train(method, tokenizer, arguments, train, evaluation)
+        return _build_and_train(method, tokenizer, arguments, train, evaluation, provenance)
 
 
 def _build_and_train(
@@ -95,6 +101,7 @@ def _build_and_train(
     arguments: TrainingArguments,
     train: PreparedData,
     evaluation: PreparedData | None,
+    provenance: Provenance | None,
 ) -> dict[str, float]:
     config = method.config
     datasets = [data.dataset for data in (train, evaluation) if data is not None]
@@ -103,23 +110,37 @@ def _build_and_train(
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
             scorer = method.make_scorer(model)
-            about = what_it_depends_on(config) | _what_was_loaded(method, model, datasets, arguments)
+            reference = _reference_files(config) if provenance is not None else {}
+            about = what_it_depends_on(config) | _what_was_loaded(method, model, datasets, arguments, reference)
+            if provenance is not None:
+                data = {"train": train} | ({} if evaluation is None else {"test": evaluation})
+                provenance.loaded(about, tokenizer, data, reference | method.made_from(), arguments.world_size)
             if config.work_dir is not None:
                 arguments.output_dir = str(Path(config.work_dir) / fingerprint(about))
             checkpoint = settle(Path(arguments.output_dir), config, about, arguments)
             datasets = method.setup(model, scorer, datasets, arguments.device)
-        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts, checkpoint)
+        return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts, checkpoint, provenance)
     finally:
         method.close()
 
 
+def _reference_files(config: CommonConfig) -> dict[str, Any]:
+    """The files of a reference model that is not the policy itself, as a section of the provenance."""
+    name = getattr(config, "ref_model_name_or_path", None)
+    return {"reference": base_model(name)} if name else {}
+
+
 def _what_was_loaded(
-    method: Method, model: transformers.PreTrainedModel, datasets: Sequence[Any], arguments: TrainingArguments
+    method: Method,
+    model: transformers.PreTrainedModel,
+    datasets: Sequence[Any],
+    arguments: TrainingArguments,
+    reference: dict[str, Any],
 ) -> dict[str, Any]:
     """What a run depends on beside its flags. The first process reads it; all call this together."""
     if arguments.process_index > 0:
         return dict(broadcast_object_list([None])[0])
-    reference = getattr(method.config, "ref_model_name_or_path", None)
+    is_folder = reference and Path(reference["reference"]["name"]).is_dir()
     generation = getattr(model, "generation_config", None)
     settings = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
     of_paths = ("_name_or_path", "transformers_version")
@@ -127,7 +148,7 @@ def _what_was_loaded(
         "rows": [rows._fingerprint for rows in datasets],
         "weights": digest_of_model(model),
         "config": digest_of([{k: v for k, v in one.items() if k not in of_paths} for one in settings]),
-        "reference": digest_of_folder(Path(reference)) if reference and Path(reference).is_dir() else None,
+        "reference": digest_of_files(reference["reference"]["files"]) if is_folder else None,
         "rewards": method.depends_on(),
         "processes": arguments.world_size,
         "device": arguments.device.type,
@@ -159,8 +180,9 @@ def _train(
     tokenizer: Any,
     counts: dict[str, int],
     checkpoint: str | None,
+    provenance: Provenance | None,
 ) -> dict[str, float]:
-    config = method.config
+    config, clock, planned = method.config, StepClock(), plan_file(method.config, arguments.world_size)
     trainer = PostTrainer(
         method,
         scorer,
@@ -169,8 +191,12 @@ def _train(
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         processing_class=tokenizer,
-        callbacks=method.callbacks(),
+        callbacks=[*method.callbacks(), *([clock] if planned.is_file() else [])],
     )
+    trainer.provenance = provenance
+    if config.record_steps is not None:
+        trainer.record_steps(StepRecord(Path(config.record_steps), arguments.process_index))
+    use_tensorboard_run(trainer, method, datasets[0], tokenizer)
     if arguments.should_save and checkpoint is None:
         check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -183,7 +209,9 @@ def _train(
         metrics.update(_last(trainer.state.log_history, key))
     metrics["tokens_per_second"] = trainer.tokens_per_second
     metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
-    _save(config, trainer, metrics)
+    _save(config, trainer, metrics, checkpoint)
+    if arguments.process_index == 0:
+        tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(), clock)
     return metrics
 
 
@@ -242,10 +270,6 @@ def _last(history: list[dict[str, float]], key: str) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in ("step", "epoch")}
 
 
-def _is_timing(name: str) -> bool:
-    return name.removeprefix("train_").removeprefix("eval_") in TIMINGS
-
-
 def _bytes_to_write(trainer: PostTrainer) -> tuple[int, int]:
     """About what a checkpoint and the finished model take on the disk at least: an adapter alone is saved of an adapted
     model, and Adam keeps two numbers a trained parameter, of its type, where none of the smaller ones is taken."""
@@ -257,7 +281,7 @@ def _bytes_to_write(trainer: PostTrainer) -> tuple[int, int]:
     return (0 if arguments.save_strategy == "no" else model + state), model
 
 
-def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float]) -> None:
+def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float], checkpoint: str | None) -> None:
     assert config.output_dir is not None
     folder = Path(config.output_dir)
     beside = folder / ".saving"
@@ -274,7 +298,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         state = dataclasses.asdict(trainer.state)
         state["best_model_checkpoint"] = None  # a path; what was logged there stands in the history
         state["stateful_callbacks"]["TrainerControl"] = TrainerControl().state()  # not of the last checkpoint
-        state["log_history"] = [{k: v for k, v in line.items() if not _is_timing(k)} for line in history]
+        state["log_history"] = [{k: v for k, v in line.items() if not is_timing(k)} for line in history]
         text = json.dumps(state, indent=2, sort_keys=True) + "\n"
         (beside / "trainer_state.json").write_text(text, encoding="utf-8")
         counts = {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")}
@@ -282,6 +306,9 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float])
         follow_umask(beside)
         write_manifest(beside)
         names = sorted(path.name for path in beside.iterdir() if path.name != MANIFEST)
+        assert trainer.provenance is not None  # as everywhere, the first process is the one that saves
+        about = trainer.provenance.finished(beside, trainer.state.global_step, metrics, checkpoint)
+        write_provenance(folder, beside, config, about)
         move_into_place(beside, folder)
         logger.info("The model is in %s.", folder)
         if config.metrics_file:
@@ -297,7 +324,7 @@ def _curve(history: list[dict[str, float]]) -> str:
     rows: dict[int, dict[str, float]] = {}
     for line in history:
         if "loss" in line or "eval_loss" in line:
-            rows.setdefault(int(line["step"]), {}).update({k: v for k, v in line.items() if not _is_timing(k)})
+            rows.setdefault(int(line["step"]), {}).update({k: v for k, v in line.items() if not is_timing(k)})
     columns = ["step", *sorted({name for row in rows.values() for name in row} - {"step"})]
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

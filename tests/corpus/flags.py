@@ -140,6 +140,11 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "an output on a link to itself": (SFT, ["--output_dir", "{tmp}/loop"], ["output_dir", "loop"]),
     "metrics into a folder": (SFT, ["--metrics_file", "{tmp}"], ["metrics_file", "is a folder"]),
     "a curve inside a file": (SFT, ["--plots_file", "{file}/curve.csv"], ["plots_file", "is not a folder"]),
+    "a provenance on the metrics": (
+        SFT,
+        ["--metrics_file", "{tmp}/a", "--provenance_file", "{tmp}/a"],
+        ["provenance_file", "is the metrics_file too"],
+    ),
     "metrics on the curve": (SFT, ["--metrics_file", "{tmp}/a", "--plots_file", "{tmp}/a"], ["plots_file"]),
     "metrics on the data": (SFT, ["--metrics_file", "{data}"], ["metrics_file"]),
     "a template that is not there": (SFT, ["--chat_template_path", "{tmp}/none.jinja"], ["does not exist"]),

@@ -31,7 +31,7 @@ FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant
 CHECKPOINTING_RENAMED_IN = (5, 23)
 # Flags that may name a place of this machine.
 PATHS = ["model_name_or_path", "dataset_name", "chat_template_path", "output_dir", "work_dir", "cache_dir"]
-PATHS += ["metrics_file", "plots_file", "resume_from_checkpoint"]
+PATHS += ["metrics_file", "plots_file", "provenance_file", "record_steps", "resume_from_checkpoint"]
 
 
 def _without_tilde(name: str, value: Any) -> Any:
@@ -143,6 +143,12 @@ class RunFlags:
 
     metrics_file: str | None = flag(None, "JSON file for the final metrics.")
     plots_file: str | None = flag(None, "CSV file for the training curve.")
+    provenance_file: str | None = flag(
+        None, "JSON file for what the model was made from, and where; unset: provenance.json in output_dir."
+    )
+    record_steps: str | None = flag(
+        None, "JSON Lines file for loss, gradient norm and a digest of every tensor after each step, to compare runs."
+    )
     work_dir: str | None = flag(None, "Folder for checkpoints; unset: output_dir.")
     cache_dir: str | None = flag(None, "Folder for prepared rows; unset: $POSTTRAIN_CACHE or ~/.cache/posttrain.")
 

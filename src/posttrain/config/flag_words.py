@@ -7,11 +7,14 @@ from typing import Any
 from posttrain.config.fields import is_bool, members, nullable
 
 # Flags whose value is a file, a folder, or may be a path of either kind beside other things.
-FILES = {"config", "config_file", "metrics_file", "plots_file", "judge_rubric"}
+FILES = {
+    *("config", "config_file", "metrics_file", "plots_file", "provenance_file", "record_steps", "judge_rubric"),
+    *("offenders", "output"),
+}
 FOLDERS = {"output_dir", "work_dir", "cache_dir"}
 MAYBE_PATHS = {
     *("accelerate_config", "model_name_or_path", "dataset_name", "chat_template_path", "resume_from_checkpoint"),
-    *("deepspeed", "fsdp_config", "accelerator_config"),
+    *("deepspeed", "fsdp_config", "accelerator_config", "test"),
     *("ref_model_name_or_path", "reward_model_name_or_path", "reward_funcs"),
 }
 _WORDS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", dict: "JSON"}

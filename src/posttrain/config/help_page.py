@@ -16,9 +16,15 @@ from posttrain.config.parse import FileOption, LaunchOptions
 # What stands beside the methods, and what it is for.
 COMMANDS = {
     "inspect": "what a data set is good for, what a model sees of it, and a command to start with",
+    "plan": "what a run will take before it is started: steps, memory, time, disk",
+    "check": "leaks of test rows, duplicates, contradictions and length bias, against thresholds",
     "compare": "two experiments: params, metrics, and which differences are more than noise",
     "sweep": "a grid of values, or several seeds, as experiments of DVC",
     "experiments": "all experiments as a table, to look at or for pandas",
+    "report": "one HTML file with what ran, metrics, curves and answers, to read offline",
+    "status": "what `dvc repro` would run and why; frozen stages and dirty trees come first",
+    "verify": "a model against its provenance: is it whole, and would it come out the same today",
+    "repro-check": "a stage run twice: equal to the bit, within tolerance, or where they part",
     "env": "versions, devices and what works here, to paste into a bug report",
     "completion": "a script that completes commands and flags in bash, zsh or fish",
 }

@@ -79,7 +79,8 @@ def _check_written(config: CommonConfig) -> None:
             with _told_of(name):
                 _check_folder(name, Path(getattr(config, name)), config)
     read = [file for file in (source for _, source in _data_paths(config)) if Path(file).is_file()]
-    for name in ("metrics_file", "plots_file"):
+    written: dict[str, str] = {}
+    for name in ("metrics_file", "plots_file", "provenance_file", "record_steps"):
         if getattr(config, name) is not None:
             with _told_of(name):
                 file = Path(getattr(config, name))
@@ -90,8 +91,9 @@ def _check_written(config: CommonConfig) -> None:
                     raise UserError(f"{name}: {file} holds the rows to train on; name another file")
                 _check_writable(name, file.parent)
                 read.append(str(file))
-    if config.metrics_file is not None and config.metrics_file == config.plots_file:
-        raise UserError(f"plots_file: {config.plots_file} is the metrics_file too; name another file")
+                if str(file) in written:
+                    raise UserError(f"{name}: {file} is the {written[str(file)]} too; name another file")
+                written[str(file)] = name
 
 
 def _check_folder(name: str, folder: Path, config: CommonConfig) -> None:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from posttrain.cache import cache_root
 from posttrain.config import CommonConfig
 from posttrain.data import store
 from posttrain.data.build import build, check_rows, is_first_process
+from posttrain.data.origin import origin_of
 from posttrain.data.problems import Problems
 from posttrain.data.readers import Row
 from posttrain.data.sources import HeldOut, Mixture, Source, combined_digest, files_digest
@@ -54,10 +55,12 @@ class PreparedData:
             rows_dropped_no_target, rows_dropped_prompt_too_long, rows_dropped_pair_too_long, rows_prompt_not_prefix
             (the completion starts within the prompt's last tokens), tokens_left_out (when packing: of pieces without a
             target); those that can happen to the kind. Of a Stream: so far.
+        origin: what the rows were read from, as plain data; see `origin_of`.
     """
 
     dataset: "Dataset | Stream"
     counts: dict[str, int]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: str, split: str) -> PreparedData | None:
@@ -93,7 +96,7 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
         logger.info("%s: %s", source.name, in_words(about["counts"]))
         for note in about["notes"]:
             logger.warning("%s: %s", source.name, note)
-    return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"])
+    return PreparedData(store.open_rows(folder / store.ROWS, key), about["counts"], origin_of(source))
 
 
 def in_words(counts: Mapping[str, int]) -> str:
@@ -117,7 +120,7 @@ def _streamed(
     if kind == "prompts" and config.shuffle_dataset:
         seed = next(one for one in (config.data_seed, config.seed, DEFAULT_SEED) if one is not None)
     stream = Stream(source, tokenizer, kind, options, seed, combined_digest("stream", seed, *inputs)[:32])
-    return PreparedData(stream, stream.counts)
+    return PreparedData(stream, stream.counts, origin_of(source))
 
 
 def check(config: CommonConfig, kind: str) -> set[str]:

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,11 @@ def combined_digest(*parts: object) -> str:
 
 def files_digest(paths: list[Path] | tuple[Path, ...]) -> str:
     """SHA-256 over the contents of files, in hexadecimal."""
+    return combined_digest(*file_digests(paths))
+
+
+def file_digests(paths: list[Path] | tuple[Path, ...]) -> list[str]:
+    """SHA-256 of the content of each file, in hexadecimal."""
     digests = []
     for path in paths:
         try:
@@ -47,7 +52,7 @@ def files_digest(paths: list[Path] | tuple[Path, ...]) -> str:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return combined_digest(*digests)
+    return digests
 
 
 def files_stamp(paths: list[Path] | tuple[Path, ...]) -> str:
@@ -66,10 +71,12 @@ class FileSource:
     Args:
         paths: the files.
         streamed: do not read them through to see whether they have changed.
+        digests: SHA-256 of each file, once `digest` has read them through.
     """
 
     paths: tuple[Path, ...]
     streamed: bool = False
+    digests: dict[Path, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -80,17 +87,31 @@ class FileSource:
         return itertools.islice(itertools.chain.from_iterable(read_rows(path) for path in self.paths), skip, None)
 
     def digest(self) -> str:
-        digest = files_stamp if self.streamed else files_digest
-        return combined_digest([path.suffixes for path in self.paths], digest(self.paths))
+        if self.streamed:
+            content = files_stamp(self.paths)
+        else:
+            self.digests.update(zip(self.paths, file_digests(self.paths), strict=True))
+            content = combined_digest(*(self.digests[path] for path in self.paths))
+        return combined_digest([path.suffixes for path in self.paths], content)
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """A `datasets.Dataset`, from the hub or from save_to_disk."""
+    """A `datasets.Dataset`, from the hub or from save_to_disk.
+
+    Args:
+        name: what the user called it.
+        table: the data set.
+        fingerprint: changes when the rows do.
+        digests: of save_to_disk, SHA-256 of each file where they have been read through, else None.
+        hub: id and commit (None where that is not known) of a data set of the hub.
+    """
 
     name: str
     table: Any
     fingerprint: str
+    digests: dict[Path, str | None] = field(default_factory=dict, compare=False)
+    hub: tuple[str, str | None] | None = None
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         if len(self.table) == 0:

@@ -24,6 +24,7 @@ class StreamedTable:
         order: numbers of the parts that it is stored in, as they are read; None = as they come.
         lengths: rows of the parts that have been read to their end; so many of them are passed by without being asked
             for again.
+        hub: id and commit of the data set.
     """
 
     name: str
@@ -31,6 +32,7 @@ class StreamedTable:
     fingerprint: str
     order: tuple[int, ...] | None = None
     lengths: dict[int, int] = field(default_factory=dict, compare=False)
+    hub: tuple[str, str | None] | None = None
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         number = 0

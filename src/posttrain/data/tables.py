@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.json_text import shortened
-from posttrain.data.sources import Source, TableSource, combined_digest, files_digest, files_stamp
+from posttrain.data.sources import Source, TableSource, combined_digest, file_digests, files_stamp
 from posttrain.data.streamed_sources import StreamedTable
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, explain, hide_token
@@ -33,9 +33,12 @@ def open_saved(folder: Path, streamed: bool) -> Source:
     except Exception as error:  # whatever is wrong with one of its files, it is the named folder that is at fault
         reason = shortened(str(error), 300) or type(error).__name__
         raise UserError(f"{folder}: not a data set that `datasets` can load ({reason})") from error
-    paths = [Path(file["filename"]) for file in table.cache_files]
-    digest = files_stamp if streamed else files_digest
-    return TableSource(str(folder), table, combined_digest("saved", digest(sorted(paths))))
+    paths = sorted(Path(file["filename"]) for file in table.cache_files)
+    if streamed:
+        return TableSource(str(folder), table, combined_digest("saved", files_stamp(paths)), dict.fromkeys(paths))
+    digests = file_digests(paths)
+    fingerprint = combined_digest("saved", combined_digest(*digests))
+    return TableSource(str(folder), table, fingerprint, dict(zip(paths, digests, strict=True)))
 
 
 def open_hub(
@@ -72,8 +75,16 @@ def open_hub(
         return None
     if streamed:
         given = (name, hub_config, chosen, sorted(options.items()))
-        return StreamedTable(f"{name} ({chosen})", loaded[chosen], combined_digest("hub", commit, given))
-    return TableSource(f"{name} ({chosen})", loaded[chosen], combined_digest("hub", loaded[chosen]._fingerprint))
+        fingerprint = combined_digest("hub", commit, given)
+        return StreamedTable(f"{name} ({chosen})", loaded[chosen], fingerprint, hub=(name, commit))
+    fingerprint = combined_digest("hub", loaded[chosen]._fingerprint)
+    return TableSource(f"{name} ({chosen})", loaded[chosen], fingerprint, hub=(name, _commit_of(loaded[chosen])))
+
+
+def _commit_of(table: Any) -> str | None:
+    """The commit of the hub that a table was loaded from, by the addresses of its files; None where none is in them."""
+    found = (re.search(r"@([0-9a-f]{40})/", str(address)) for address in table.info.download_checksums or {})
+    return next((match[1] for match in found if match), None)
 
 
 def _explained(error: Exception, where: str, name: str) -> UserError:

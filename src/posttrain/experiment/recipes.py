@@ -102,8 +102,7 @@ def main() -> int:
         width = max(map(len, known), default=0)
         print("\n".join(f"  {name:<{width}}  {line}" for name, line in known.items()))
         return 0
-    for line in use(names[0]):
-        print(line)
+    print("\n".join(use(names[0])))
     return 0
 
 

@@ -65,20 +65,15 @@ def describe_model(config: CommonConfig, tokenizer: Any) -> Model:
         tokenizer: of the model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from posttrain.adapters import without_weights
 
     name = str(config.model_name_or_path)
     num_parameters = positions = None
-    try:
-        about = AutoConfig.from_pretrained(
-            name, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-        )
-        positions = getattr(about.get_text_config(), "max_position_embeddings", None)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(about, trust_remote_code=config.trust_remote_code)
+    model = without_weights(config)
+    if model is not None:  # else an adapter's folder, a model of another kind: training it will tell what is wrong
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    except Exception:  # an adapter's folder, a model of another kind: training it will tell what is wrong
-        pass
     room, where = memory(torch)
     return Model(name, _why_base(name, tokenizer), num_parameters, positions, room, where)
 

@@ -71,6 +71,10 @@ class Method:
         """What a run's result depends on beside flags, rows and the weights it starts from; for its fingerprint."""
         return []
 
+    def made_from(self) -> dict[str, Any]:
+        """Files that a run is made from beside rows and models: sections of provenance.json; by the first process."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What this process's part of a checkpoint holds beside the trainer's: tensors, numbers, lists and dicts."""
         return {}

@@ -31,7 +31,7 @@ from posttrain.rollout.completions import SHOWN, completions_table, show_complet
 from posttrain.rollout.engine import Engine, Sampling
 from posttrain.rollout.loader import EvalRollouts, TrainRollouts
 from posttrain.rollout.metrics import as_loss, length_metrics
-from posttrain.rollout.rewards.check import check_columns, required_columns, reward_digests
+from posttrain.rollout.rewards.check import check_columns, required_columns, reward_files
 from posttrain.rollout.rewards.table import Rewards, build_rewards
 from posttrain.rollout.room import check_room
 from posttrain.rollout.schedule import GivenOrder, PromptOrder, make_schedule
@@ -65,7 +65,7 @@ class PolicyMethod(Method):
         self.reference: Reference | None = None
         self.train_rollouts: TrainRollouts | None = None
         self.whole_policy: WholePolicy | None = None
-        self._last_completions: pa.Table | None = None
+        self.last_completions: pa.Table | None = None
         self._trouble = np.zeros(3, dtype=np.int64)
 
     # -- for a method to state
@@ -149,7 +149,16 @@ class PolicyMethod(Method):
             self.rewards.close()
 
     def depends_on(self) -> list[str]:
-        return [*super().depends_on(), *reward_digests(self.config)]
+        return [*super().depends_on(), *(file["sha256"] for file in self._reward_files.values())]
+
+    def made_from(self) -> dict[str, Any]:
+        return super().made_from() | {
+            "rewards": {"sources": self.config.reward_sources(), "files": self._reward_files},
+        }
+
+    @functools.cached_property
+    def _reward_files(self) -> dict[str, dict[str, Any]]:
+        return reward_files(self.config)
 
     # -- rollouts
 
@@ -316,10 +325,10 @@ class PolicyMethod(Method):
         if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
-            earlier, whole = self._last_completions, table
+            earlier, whole = self.last_completions, table
             if earlier is not None and earlier["step"][0].as_py() == step:  # several generations make up one step
                 whole = pa.concat_tables([earlier, table])
-            self._last_completions = whole
+            self.last_completions = whole
             write_completions(whole, Path(trainer.args.output_dir) / "completions")
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from posttrain.checkpoints import sha256_of
 from posttrain.config import suggestion
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 NOT_PASSED = ("log_extra", "log_metric", "trainer_state")
 
 # Files beside a model's that are of its training.
-_WITHOUT_A_SAY = ("run.json", "manifest.json", "trainer_state.json", "training_args.bin")
+_WITHOUT_A_SAY = ("run.json", "manifest.json", "provenance.json", "trainer_state.json", "training_args.bin")
 
 # The columns that each reward needs, by its name; of each group one.
 Needs = dict[str, list[tuple[str, ...]]]
@@ -112,8 +113,8 @@ def check_columns(needs: Needs, columns: Iterable[str], where: str) -> None:
                 )
 
 
-def reward_digests(config: RewardSourceFlags) -> list[str]:
-    """Hashes of the local files that the rewards are made of: own functions, models, the rubric.
+def reward_files(config: RewardSourceFlags) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of the local files that the rewards are made of, by path: own functions, models, the rubric.
 
     Args:
         config: of the run; its rewards can be used, by check_rewards.
@@ -127,7 +128,9 @@ def reward_digests(config: RewardSourceFlags) -> list[str]:
             files += _files_of_model(Path(source.target).expanduser())
     if config.judge_rubric is not None:
         files.append(Path(config.judge_rubric).expanduser())
-    return sha256_of(dict.fromkeys(files))
+    files = list(dict.fromkeys(files))
+    hashes = zip(files, sha256_of(files), strict=True)
+    return {str(file): {"sha256": sha256, "size": file.stat().st_size} for file, sha256 in hashes}
 
 
 def _files_of_model(folder: Path) -> list[Path]:

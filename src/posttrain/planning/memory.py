@@ -1,0 +1,298 @@
+"""What a run holds in memory at a time: formulas, each with what it assumes.
+
+Some of it is there from the first step to the last (weights, optimizer), some comes and goes with what is going on
+(a step, sampling, an evaluation); the peak is what is always there and the largest of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE, KEPT_ELEMENTS
+from posttrain.planning.batches import Load
+from posttrain.planning.shape import ModelShape
+
+_MIB = 2**20
+# Resident memory of a process that has imported what training imports and made a trainer, before weights: measured,
+# see docs/plan.md. Of a GPU: the workspace of cuBLAS, which torch counts as its own.
+CPU_BASE, CUDA_BASE = 500 * _MIB, 40 * _MIB
+# Memory that the C library's allocator holds in gaps between tensors that come and go, as a share of those: measured.
+CPU_GAPS = 0.25
+# By so much of what is on top of the framework a process grows from the few steps of a probe to many: measured.
+CPU_CREEP = 0.08
+_COPIES_OF_LOGITS = 3  # of the next token, while it is drawn: scores, probabilities and their sums
+# Numbers that an optimizer keeps for each trained one, in the type of the parameter. 8-bit ones keep bytes.
+_STATES = {
+    **dict.fromkeys(("sgd", "lomo", "adalomo", "adafactor", "schedule_free_sgd"), 0.02),
+    **dict.fromkeys(("adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "lion_32bit", "paged_lion_32bit"), 1.0),
+    **dict.fromkeys(("adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), 0.52),
+    **dict.fromkeys(("ademamix", "paged_ademamix_32bit"), 3.0),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 0.78),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"), 0.26),
+    "adamw_torch_4bit": 0.27,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes memory.
+
+    Args:
+        name: of it.
+        bytes: that it takes.
+        how: it comes to be so much, in words.
+    """
+
+    name: str
+    bytes: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process (of a GPU: the tensors on it) holds.
+
+    Args:
+        always: from the first step on.
+        phases: what is on top of that, by what is going on.
+    """
+
+    always: tuple[Part, ...]
+    phases: dict[str, tuple[Part, ...]]
+
+    def of_phase(self, name: str) -> float:
+        """Bytes on top of what is always there."""
+        return sum(part.bytes for part in self.phases[name])
+
+    @property
+    def resident(self) -> float:
+        return sum(part.bytes for part in self.always)
+
+    @property
+    def fullest(self) -> str:
+        """The phase that takes the most."""
+        return max(self.phases, key=self.of_phase)
+
+    @property
+    def peak(self) -> float:
+        return self.resident + self.of_phase(self.fullest)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What memory depends on beside model and batches.
+
+    Args:
+        on_gpu: trained on a GPU.
+        recomputed: activations are (gradient checkpointing).
+        micro_batches: of a step.
+        processes: that train.
+        sharded: of "weights", "gradients" and "optimizer", those that are spread over the processes.
+        optimizer: its name.
+        half: products in bfloat16 or float16, weights beside them in float32.
+        reference_bytes: of a frozen model beside the policy.
+        reward_bytes: of reward models.
+        kept_in_cpu: activations wait in the CPU's memory (--activation_offloading).
+        threads: of a CPU.
+        notes: what was assumed of these.
+    """
+
+    on_gpu: bool
+    recomputed: bool
+    micro_batches: int
+    processes: int
+    sharded: frozenset[str]
+    optimizer: str
+    half: bool
+    reference_bytes: float = 0.0
+    reward_bytes: float = 0.0
+    kept_in_cpu: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Completions that are sampled at a time.
+
+    Args:
+        completions: of a process.
+        prompts: that they continue.
+        prompt: tokens of a prompt; the longest of them.
+        longest: tokens that a completion may have.
+        expected: that it is taken to have.
+    """
+
+    completions: float
+    prompts: float
+    prompt: float
+    longest: float
+    expected: float
+
+
+def memory_of(
+    shape: ModelShape,
+    setting: Setting,
+    training: Load,
+    evaluation: Load | None = None,
+    sampling: Sampling | None = None,
+    eval_sampling: Sampling | None = None,
+    has_reference_pass: bool = False,
+) -> Memory:
+    """Add it up.
+
+    Args:
+        shape: of the policy.
+        setting: of the run.
+        training: the largest micro-batch.
+        evaluation: the largest batch of an evaluation.
+        sampling, eval_sampling: completions of a generation, in training and in evaluation.
+        has_reference_pass: log-probs of a reference or reward model are computed while training.
+    """
+    gaps = 0.0 if setting.on_gpu else CPU_GAPS
+    phases = {"training step": tuple(_step(shape, setting, training))}
+    if has_reference_pass:
+        phases["reference pass"] = tuple(_forward(shape, setting, training, "of the reference"))
+    if evaluation is not None:
+        phases["evaluation"] = tuple(_forward(shape, setting, evaluation, "of an evaluation"))
+    for name, one in (("sampling", sampling), ("sampling in evaluation", eval_sampling)):
+        if one is not None:
+            phases[name] = tuple(_sampling(shape, setting, one))
+    if gaps:
+        for name, parts in phases.items():
+            held = gaps * sum(part.bytes for part in parts)
+            phases[name] = (*parts, Part("gaps of the allocator", held, f"{gaps:.0%} of what comes and goes; measured"))
+    return Memory(tuple(_always(shape, setting)), phases)
+
+
+def optimizer_numbers(name: str) -> float:
+    """Numbers that an optimizer keeps for each trained parameter: Adam's two where nothing else is known."""
+    return _STATES.get(name, 2.0)
+
+
+def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
+    base = CUDA_BASE if setting.on_gpu else CPU_BASE
+    yield Part("framework", base, "workspace of cuBLAS" if setting.on_gpu else "Python, torch, transformers; measured")
+    for name, size, how in (
+        ("weights", shape.weight_bytes, f"{shape.num_parameters:,} parameters"),
+        (
+            "optimizer",
+            optimizer_numbers(setting.optimizer) * shape.trained_bytes,
+            f"{setting.optimizer}: {optimizer_numbers(setting.optimizer):g} numbers a trained parameter",
+        ),
+    ):
+        share = setting.processes if name in setting.sharded else 1
+        yield Part(name, size / share, how + (f", over {share} processes" if share > 1 else ""))
+    if setting.processes > 1 and "gradients" not in setting.sharded:
+        yield Part("buckets of gradients", shape.trained_bytes, "what DistributedDataParallel sends")
+    if setting.reference_bytes:
+        yield Part("reference", setting.reference_bytes, "a frozen model, whole in each process")
+    if setting.reward_bytes:
+        yield Part("reward models", setting.reward_bytes, "whole in each process")
+    if "weights" in setting.sharded:
+        layer = 4 * shape.per_token / max(1, shape.layers)
+        yield Part("gathered layers", 2 * layer, "two layers of weights in one piece")
+
+
+def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
+    saved, kept = activation_bytes(shape, setting, load), 0.0
+    share = setting.processes if "gradients" in setting.sharded else 1
+    gradients = Part("gradients", shape.trained_bytes / share, "a number a trained parameter")
+    head, transient = head_bytes(shape, load.targets, setting, training=True)
+    tied = shape.vocabulary * shape.hidden * shape.number if shape.num_trained >= shape.num_parameters else 0
+    how = f"{_tokens(shape, load):,.0f} tokens of the largest micro-batch"
+    if setting.recomputed:
+        how += ", the inputs of layers and one layer in full"
+    elif not shape.saved.is_counted:
+        how += ", by the formula of a gated decoder"
+    if setting.kept_in_cpu:
+        kept, saved = saved, saved / max(1, shape.layers)
+        how += f"; {kept / _MIB:,.0f} MiB wait in the CPU's memory"
+    # Gradients come as activations go: with one micro-batch a step, the larger of the two counts.
+    front = saved + head + transient
+    if setting.micro_batches == 1 and gradients.bytes + tied > front:
+        yield gradients
+        yield Part("gradient of embeddings", tied, "once more, to be added")
+        return
+    yield Part("activations", saved, how)
+    if head:
+        yield Part("output head", head, f"{load.targets:,.0f} targets × {shape.vocabulary:,} tokens, as far as kept")
+    if transient:
+        yield Part("chunks of logits", transient, "worked on at a time, and the head's gradient")
+    if setting.micro_batches > 1:
+        yield gradients
+
+
+def activation_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
+    """What a forward pass over a micro-batch keeps for its backward pass, without the head."""
+    saved, tokens = shape.saved, _tokens(shape, load)
+    copied = 2 * shape.key * (2 if setting.half else shape.number) * load.keys if shape.by_segments else 0.0
+    in_layer = saved.of_token_in_layer * tokens + copied
+    casts = saved.of_layer * shape.layers + saved.outside
+    outside = saved.of_token_outside * tokens
+    if not setting.recomputed:
+        return max(0.0, in_layer * shape.layers + outside + casts)
+    # Autocast keeps the casts of trained weights until the forward pass ends, and one layer's while it is recomputed.
+    is_cached = shape.num_trained >= shape.num_parameters and "weights" not in setting.sharded
+    inputs = shape.number * shape.hidden * tokens * shape.layers
+    return max(0.0, inputs + outside + max(casts if is_cached else 0.0, in_layer + saved.of_layer))
+
+
+def head_bytes(shape: ModelShape, targets: float, setting: Setting, training: bool) -> tuple[float, float]:
+    """What the output head keeps, and what it works on at a time (logprobs.py)."""
+    if not shape.head:
+        return 0.0, 0.0
+    whole = targets * shape.vocabulary
+    forward, backward = CHUNK_ELEMENTS_ELSEWHERE if setting.on_gpu else CHUNK_ELEMENTS["cpu"]
+    chunk = min(whole, max(backward if training else forward, shape.vocabulary))
+    if not training:
+        return targets * shape.hidden * shape.number, 3 * 4 * chunk
+    kept = 4 * whole if whole <= KEPT_ELEMENTS else 0.0
+    is_trained = shape.num_trained >= shape.num_parameters
+    gradient = 4 * shape.head if is_trained else 0
+    return kept + 2 * targets * shape.hidden * shape.number, (2 if kept else 3) * 4 * chunk + gradient
+
+
+def _forward(shape: ModelShape, setting: Setting, load: Load, whose: str) -> Iterator[Part]:
+    number = 2 if setting.half else shape.number
+    tokens = _tokens(shape, load)
+    yield Part(
+        "a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), f"{tokens:,.0f} tokens {whose}"
+    )
+    kept, transient = head_bytes(shape, load.targets, setting, training=False)
+    yield Part("output head", kept + transient, f"{load.targets:,.0f} targets, in chunks")
+
+
+def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Part]:
+    number = 2 if setting.half else shape.number
+    of_token = 2 * shape.key * shape.layers * number
+    # A CPU gives memory when it is written to, a GPU at once.
+    length = one.longest if setting.on_gpu else one.expected
+    held = of_token * (one.prompts * one.prompt + one.completions * length)
+    yield Part("keys and values", held, f"{one.completions:,.0f} completions of {length:,.0f} tokens")
+    logits = _COPIES_OF_LOGITS * 4 * one.completions * shape.vocabulary
+    yield Part("logits of a token", logits, f"{one.completions:,.0f} × {shape.vocabulary:,}, {_COPIES_OF_LOGITS} times")
+    tokens = max(one.prompts * one.prompt, one.completions)
+    yield Part("a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), "over the prompts")
+    if "weights" in setting.sharded:
+        yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process")
+    if not setting.on_gpu and shape.large_linears:
+        yield Part("weights laid out anew", shape.large_linears, "for small products")
+
+
+def _tokens(shape: ModelShape, load: Load) -> float:
+    return load.tokens if shape.by_segments else load.padded
+
+
+def as_plain(memory: Memory) -> dict[str, Any]:
+    """For JSON: bytes by name, and how they come about."""
+    return {
+        "peak": memory.peak,
+        "fullest": memory.fullest,
+        "always": {part.name: {"bytes": part.bytes, "how": part.how} for part in memory.always},
+        "phases": {
+            name: {part.name: {"bytes": part.bytes, "how": part.how} for part in parts}
+            for name, parts in memory.phases.items()
+        },
+    }
