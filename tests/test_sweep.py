@@ -14,6 +14,7 @@ from posttrain import gpu_slots
 from posttrain.cli import main
 from posttrain.errors import UserError
 from posttrain.experiment.revisions import experiment_names
+from posttrain.experiment.sweep import queue
 from posttrain.experiment.sweep.grid import check_jobs, check_stages, read_grid
 from posttrain.experiment.sweep.queue import worker_environment
 from posttrain.machine import num_cores
@@ -138,6 +139,38 @@ def revisions() -> list[str]:
         ["git", "for-each-ref", "--format=%(refname)", "refs/exps/"], capture_output=True, text=True
     )
     return [ref for ref in listed.stdout.split() if "/seed-" in ref]
+
+
+class SomeQueue:
+    """A queue that shows one state after the other, and then the last one for ever."""
+
+    def __init__(self, *shown: dict[str, str]):
+        self.shown = list(shown)
+
+    def states(self) -> dict[str, str]:
+        return self.shown.pop(0) if len(self.shown) > 1 else self.shown[0]
+
+
+def test_what_was_taken_out_of_the_queue_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(queue, "_SECONDS_IN_NO_LIST", 0.1)
+    # a is on its way from the queue to a worker for a moment; b is removed.
+    shown = SomeQueue({"a": "Queued", "b": "Queued"}, {"b": "Queued"}, {"a": "Running"}, {"a": "Success"})
+    assert queue._wait(shown, ["a", "b"], lambda: None) == {"a": "Success", "b": "Removed"}
+
+
+def test_workers_that_left_just_as_they_were_wanted_are_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(queue, "_SECONDS_WITHOUT_WORKER", 0.05)
+    shown, starts = SomeQueue({"a": "Queued"}), []
+
+    def start() -> None:
+        starts.append(1)
+        if len(starts) == 2:
+            shown.shown = [{"a": "Running"}, {"a": "Success"}]
+
+    assert queue._wait(shown, ["a"], start) == {"a": "Success"}
+    assert len(starts) == 2
 
 
 # -- grids

@@ -19,7 +19,8 @@ from posttrain.terminal import say
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_WITHOUT_WORKER = 30.0  # a worker that had nothing to do leaves, maybe just as the new ones are started
-_ENDS = ("Success", "Failed")
+_SECONDS_IN_NO_LIST = 10.0  # an entry on its way from the queue to a worker is for a moment in neither
+_ENDS = ("Success", "Failed", "Removed")
 _LINES_OF_LOG = 15
 
 
@@ -45,20 +46,18 @@ def run_grid(grid: Sequence[Run], jobs: int, stages: Sequence[str], root: Path =
                 "`dvc queue remove --all` all that it holds"
             )
     _warn(root, stages, environment)
-    for number, run in enumerate(grid):
-        words = [word for setting in run.settings for word in ("-S", setting)]
-        done = _dvc(root, environment, "exp", "run", "--queue", "--name", run.name, *words, *stages)
-        if done.returncode:
-            left = f"; {number} before it wait in the queue: `dvc queue remove --queued`" if number else ""
-            raise UserError(f"DVC does not take {' '.join(run.settings)}: {_last_line(done)}{left}")
-    say(f"{len(grid)} experiments are queued; {jobs} run at a time")
     try:
+        _put(root, environment, grid, stages)
+        say(f"{len(grid)} experiments are queued; {jobs} run at a time")
         states = _wait(queue, [run.name for run in grid], lambda: _start(root, environment, jobs))
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, _how_to_stop(queue.states(), grid)) from None
-    failed = [run.name for run in grid if states[run.name] == "Failed"]
+    failed = [run.name for run in grid if states[run.name] != "Success"]
     print(outcome(grid, failed, root))
     for name in failed:
+        if states[name] == "Removed":
+            say(f"{name} was taken out of the queue")
+            continue
         log = _dvc(root, environment, "queue", "logs", name).stdout.rstrip().splitlines()
         say("\n".join([f"{name} failed; the end of `dvc queue logs {name}`:", *log[-_LINES_OF_LOG:]]))
     return 1 if failed else 0
@@ -91,22 +90,32 @@ class _Queue:
         return {str(entry["name"]): str(entry["status"]) for entry in self.queue.status()}
 
 
+def _put(root: Path, environment: Mapping[str, str], grid: Sequence[Run], stages: Sequence[str]) -> None:
+    for number, run in enumerate(grid):
+        words = [word for setting in run.settings for word in ("-S", setting)]
+        done = _dvc(root, environment, "exp", "run", "--queue", "--name", run.name, *words, *stages)
+        if done.returncode:
+            left = f"; {number} before it wait in the queue: `dvc queue remove --queued`" if number else ""
+            raise UserError(f"DVC does not take {' '.join(run.settings)}: {_last_line(done)}{left}")
+
+
 def _wait(queue: _Queue, names: Sequence[str], start: Any) -> dict[str, str]:
     from tqdm import tqdm
 
     start()
     idle_since = time.monotonic()
+    seen = dict.fromkeys(names, idle_since)
     with tqdm(total=len(names), desc="Experiments", unit="run") as bar:
         while True:
-            found = queue.states()
-            # Between the queue and the list of what runs, an entry is for a moment in neither.
-            states = {name: found.get(name, "Queued") for name in names}
+            found, now = queue.states(), time.monotonic()
+            seen |= {name: now for name in names if name in found}
+            gone = {name for name in names if now - seen[name] > _SECONDS_IN_NO_LIST}  # somebody took them out
+            states = {name: "Removed" if name in gone else found.get(name, "Queued") for name in names}
             bar.n = sum(state in _ENDS for state in states.values())
             running = [name for name, state in states.items() if state == "Running"]
             bar.set_postfix_str(", ".join(running), refresh=True)
             if bar.n == len(names):
                 return states
-            now = time.monotonic()
             if any(state == "Running" for state in found.values()):
                 idle_since = now
             elif now - idle_since > _SECONDS_WITHOUT_WORKER:
