@@ -52,14 +52,14 @@ def main() -> None:
 
 
 def make_material(folder: Path, data: Path) -> None:
-    """The embedded data with an SFT and a reward model of some steps, and real rows with a random model."""
+    """The embedded data with an SFT and a reward model as in params.yaml, and real rows with a random model."""
     emb, bench = folder / "embedded", folder / "bench"
     if not (emb / "models/reward").is_dir():
         subprocess.run(["git", "clone", "-q", str(ROOT), str(emb)], check=True)
         brief = "--save_strategy no --eval_strategy no".split()
         call(["scripts/prepare.py"], emb, folder)
-        call(["scripts/sft.py", "--max_steps", "300", "--warmup_steps", "30", *brief], emb, folder)
-        call(["scripts/reward.py", "--max_steps", "40", "--warmup_steps", "4", *brief], emb, folder)
+        call(["scripts/sft.py", *brief], emb, folder)
+        call(["scripts/reward.py", *brief], emb, folder)
     if not (bench / "tokens.json").is_file():
         call(
             [str(ROOT / "benchmarks/material.py"), "--data", str(data), "--to", str(bench), "--rows", "600"],
