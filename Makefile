@@ -14,7 +14,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test smoke plan train-sft train-reward train-dpo train-grpo train-rloo pipeline use remote metrics compare sweep experiments report tensorboard lint audit format deps docs bench clean .checkout
+.PHONY: help setup test smoke plan train-sft train-reward train-dpo train-grpo train-rloo pipeline use remote metrics compare sweep experiments status verify repro-check report tensorboard lint audit format deps docs bench clean .checkout
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -71,6 +71,15 @@ sweep: .checkout setup ## run a grid as experiments (SET="dpo.beta=0.05,0.1 dpo.
 
 experiments: .checkout setup ## show all experiments, and write results/experiments.csv for pandas
 	@$(BIN)/posttrain experiments --output results/experiments.csv
+
+status: .checkout setup ## say what would run and why; frozen stages and dirty trees come first
+	@$(BIN)/posttrain status
+
+verify: setup ## check a model against its provenance (MODEL=models/dpo)
+	@$(BIN)/posttrain verify '$(MODEL)'
+
+repro-check: .checkout setup ## run a stage twice and compare to the bit (STAGE=dpo FLAGS="--max_steps 20")
+	@$(BIN)/posttrain repro-check '$(STAGE)' $(FLAGS)
 
 report: setup ## write report.html: one file with everything, to read or mail (EXPERIMENTS="main exp-1a2b")
 	$(BIN)/posttrain report $(EXPERIMENTS)

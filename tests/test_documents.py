@@ -1,6 +1,7 @@
 """What the documents tell a person to type or to write is understood: commands, flags, files and rows."""
 
 import contextlib
+import importlib
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,11 @@ def check_other_command(name: str, *words: str) -> None:
     elif name in ("compare", "sweep", "experiments"):
         if words:
             check_words_of_experiments(name, list(words))
+    elif name in ("status", "verify", "repro-check"):
+        usage = importlib.import_module(f"posttrain.experiment.{name.replace('-', '_')}").USAGE
+        flags = {word for word in words if word.startswith("--")}
+        own = {f"--{flag}" for cls in METHODS.values() for flag in flags_of(cls)} if name == "repro-check" else set()
+        assert flags <= set(re.findall(r"--[\w-]+", usage)) | own
     else:
         assert name == "inspect"
         assert not words or parse_request(words).configs

@@ -12,7 +12,7 @@ import pytest
 from tiny import run, write_base, write_sft
 
 from posttrain.cli import main
-from posttrain.experiment import verify
+from posttrain.experiment import file_checks, verify
 
 Change = Callable[[Path], object]
 
@@ -172,6 +172,6 @@ def test_a_provenance_that_cannot_be_read(content: str, copy: Path, capsys: pyte
 
 
 def test_large_files_are_hashed_with_a_bar(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_BAR_FROM", 1)
+    monkeypatch.setattr(file_checks, "_BAR_FROM", 1)
     about = verify.read(Path("models/sft"))
-    assert next(verify.verify(Path("models/sft"), about)).verdict == verify.OK
+    assert next(verify.verify(Path("models/sft"), about)).verdict == file_checks.OK
