@@ -33,6 +33,7 @@ OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
 # In code spans, and no flags of posttrain: of other programs, in general, and a mistake that is told about.
 OTHER_FLAGS = {"--help", "--version", "--flag", "--params", "--logdir", "--num_train_epoch"}
 OTHER_FLAGS |= {"--all", "--format", "--jobs", "--stages", "--dry", "--output", "--kill"}
+OTHER_FLAGS |= {"--atol", "--rtol", "--check", "--keep"}
 KIND_OF_PAGE = {
     "docs/sft.md": "sft",
     "docs/reward.md": "preference",

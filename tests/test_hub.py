@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
@@ -261,3 +262,18 @@ def test_a_token_in_params_yaml_is_refused(tmp_path: Path) -> None:
 def test_errors_that_are_not_the_hub_s() -> None:
     assert explain(ValueError("a broken file"), "--model_name_or_path m") is None
     assert explain(json.JSONDecodeError("x", "", 0), "--dataset_name d") is None
+
+
+def test_provenance_of_a_run_from_the_hub(command: Command, tmp_path: Path, hub: Hub) -> None:
+    """Commits of model and data set, and hashes of the files that the hub has, without reading them through again."""
+    words = [word for word in words_of("2 sft, LoRA") if word != "--push_to_hub"]
+    done = command(*words, "--cache_dir", "cache")
+    assert done.code == 0, done.output
+    (file,) = tmp_path.rglob("provenance.json")
+    about = json.loads(file.read_text(encoding="utf-8"))
+    base, (name, commit) = about["base_model"], next(iter(about["data"]["train"]["hub"].items()))
+    assert re.fullmatch("[0-9a-f]{40}", base["commit"]) and re.fullmatch("[0-9a-f]{40}", commit)
+    there = hub.repositories[f"models/{base['name']}"].files()
+    assert there is not None and name == about["data"]["train"]["name"] and not about["data"]["train"]["files"]
+    weights = base["files"]["model.safetensors"]
+    assert weights["sha256"] == hashlib.sha256(there["model.safetensors"]).hexdigest()

@@ -82,9 +82,10 @@ def open_hub(
 
 
 def _commit_of(table: Any) -> str | None:
-    """The commit of the hub that a table was loaded from, by the addresses of its files; None where none is in them."""
-    found = (re.search(r"@([0-9a-f]{40})/", str(address)) for address in table.info.download_checksums or {})
-    return next((match[1] for match in found if match), None)
+    """The commit of the hub that a table was loaded from, after which `datasets` names the folder that it is kept in;
+    None where none is named."""
+    names = (name for file in table.cache_files for name in Path(file["filename"]).parts)
+    return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
 
 
 def _explained(error: Exception, where: str, name: str) -> UserError:
