@@ -11,6 +11,8 @@ from posttrain.errors import UserError
 TAG = "tag:yaml.org,2002:"
 # Settings are some kilobytes, of some levels; the parser takes seconds for 256 KiB, and a stack has an end.
 MOST_BYTES, MOST_VALUES = 2**18, 100_000
+# For long files that a program has written, such as dvc.lock.
+FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Loader(yaml.SafeLoader):

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from posttrain.config import suggestion
+from posttrain.config.yaml_files import FastLoader
 from posttrain.errors import UserError
 from posttrain.experiment.closure import import_closure
 from posttrain.experiment.revisions import flat
@@ -89,7 +90,7 @@ class Pipeline:
             for name, stage in self._stages.items()
         }
         file = self.root / "dvc.lock"
-        lock = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader) if file.is_file() else None
+        lock = yaml.load(file.read_text(encoding="utf-8"), FastLoader) if file.is_file() else None
         self.lock: dict[str, dict[str, Any]] = (lock or {}).get("stages", {})
 
     def stage(self, name: str) -> Stage:

@@ -8,6 +8,7 @@ reference taken from a common one would hide a difference. Nothing in the reposi
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -94,6 +95,10 @@ def _check(pipeline: Pipeline, stage: Stage, params: Path, flags: Sequence[str])
         )
     if flags and not stage.trains(pipeline.root):
         raise UserError(f"{flags[0]}: the stage {stage.name} takes no flags; only stages that train do. usage: {USAGE}")
+    if re.search(r"[|&;<>$`]", stage.command):  # DVC would ask a shell
+        raise UserError(
+            f"dvc.yaml: {stage.name}: cmd is more than one command ({stage.command}), which is not run here"
+        )
 
 
 def _run_in(folder: Path, root: Path, stage: Stage, params: Path, flags: Sequence[str]) -> None:
@@ -119,8 +124,7 @@ def _run_in(folder: Path, root: Path, stage: Stage, params: Path, flags: Sequenc
     }
     with open(folder / "log", "w", encoding="utf-8") as log:
         done = subprocess.run(
-            command,
-            shell=True,  # as DVC runs it
+            shlex.split(command),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

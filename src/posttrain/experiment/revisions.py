@@ -16,14 +16,13 @@ from typing import Any
 import yaml
 
 from posttrain.config.fields import suggestion
-from posttrain.config.yaml_files import Loader
+from posttrain.config.yaml_files import FastLoader, Loader
 from posttrain.errors import UserError
 
 WORKSPACE = "workspace"
 PAGE = "compare.md"
 _EXPERIMENTS = "refs/exps/"
 _NO_EXPERIMENTS = ("exec", "celery", "stash", "apply", "temp")  # refs of DVC's own beside those of the experiments
-_Lock = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of a file that DVC has written, and a long one
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def outs_of(lock: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _read(name: str, revision: str | None, root: Path) -> Experiment:
-    lock = yaml.load(_tracked(root, revision, "dvc.lock") or "{}", _Lock) or {}
+    lock = yaml.load(_tracked(root, revision, "dvc.lock") or "{}", FastLoader) or {}
     params = yaml.load(_tracked(root, revision, "params.yaml") or "{}", Loader) or {}
     metrics = {path.stem: json.loads(text) for path, text in _all(root, revision, "metrics", ".json")}
     curves = {path.stem: _rows(text) for path, text in _all(root, revision, "plots", ".csv")}
