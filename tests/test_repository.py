@@ -212,6 +212,16 @@ def test_files_of_ones_own_belong_to_the_stage_graph(tmp_path: Path) -> None:
     assert '"raw/mine.dvc" -> "prepare"' in done.stdout
 
 
+def test_metrics_and_curves_of_all_stages_stand_in_git() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "metrics", "plots"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    entries = [(stage, stage.get(kind, [])) for stage in stages().values() for kind in ("metrics", "plots")]
+    assert set(listed.stdout.split()) == {path for stage, some in entries for path in resolved(stage, some)}
+
+
 def test_dvc_keeps_quiet() -> None:
     config = configparser.ConfigParser()
     config.read_string(re.sub(r"^\s+", "", (ROOT / ".dvc/config").read_text(encoding="utf-8"), flags=re.MULTILINE))
