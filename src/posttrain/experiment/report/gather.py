@@ -136,12 +136,14 @@ def gather(names: Sequence[str], root: Path = Path()) -> Gathered:
 
 
 def provenance_of(one: Experiment, model: str) -> Any:
-    """What stands in models/<model>.provenance.json; None where there is no such file, or it cannot be read."""
+    """What stands in models/<model>.provenance.json, but for folders of this machine; None where there is no such file,
+    or it cannot be read."""
     text = one.file(f"models/{model}.provenance.json")
     try:
-        return None if text is None else json.loads(text)
+        found = None if text is None else json.loads(text)
     except ValueError:
         return None
+    return {key: value for key, value in found.items() if key != "directory"} if isinstance(found, dict) else found
 
 
 def _answers(experiments: Sequence[Experiment]) -> tuple[dict[str, dict[str, list[Result]]], list[str]]:
