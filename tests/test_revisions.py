@@ -109,5 +109,28 @@ def test_results_that_the_cache_lacks_are_told(repository: Path) -> None:
         aside.rename(kept)
 
 
+def test_what_was_not_run_again_counts_for_nothing(tmp_path: Path) -> None:
+    """DPO trained anew alone: its evaluation, and the page made from that, are of the model before."""
+    stages = {
+        "dpo": {"outs": [{"path": "models/dpo", "md5": "new"}, {"path": "metrics/dpo.json", "md5": "1"}]},
+        "evaluate@dpo": {
+            "deps": [{"path": "models/dpo", "md5": "old"}],
+            "outs": [
+                {"path": "metrics/evaluate_dpo.json", "md5": "2"},
+                {"path": "results/evaluate_dpo.jsonl", "md5": "3"},
+            ],
+        },
+        "samples": {"deps": [{"path": "results/evaluate_dpo.jsonl", "md5": "3"}], "outs": [{"path": "x", "md5": "4"}]},
+        "sft": {"deps": [{"path": "scripts/sft.py", "md5": "5"}]},
+    }
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "metrics").mkdir()
+    for name in ("dpo", "evaluate_dpo"):
+        (tmp_path / f"metrics/{name}.json").write_text("{}")
+    found = read_experiment(str(tmp_path), tmp_path)
+    assert found.stale == ("evaluate@dpo", "samples")
+    assert list(found.metrics) == ["dpo"] and found.models == []
+
+
 def test_flat_names_sections_and_keys() -> None:
     assert flat({"dpo": {"beta": 0.5, "env": {}}, "seed": 1}) == {"dpo.beta": 0.5, "dpo.env": {}, "seed": 1}

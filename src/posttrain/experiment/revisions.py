@@ -38,6 +38,8 @@ class Experiment:
         lock: dvc.lock; empty where there is none.
         metrics: metrics/<stage>.json by stage: "dpo", "evaluate_dpo".
         curves: plots/<stage>.csv by stage, a row a logged step, with "step"; what was not logged is left out.
+        stale: stages that were not run again when what they read had changed, by dvc.lock. Their metrics and curves
+            are those of another model, and left out.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Experiment:
     lock: dict[str, Any]
     metrics: dict[str, dict[str, float]]
     curves: dict[str, list[dict[str, float]]]
+    stale: tuple[str, ...] = ()
     _texts: dict[str, str | None] = field(default_factory=dict, repr=False, compare=False)
 
     def file(self, path: str) -> str | None:
@@ -139,12 +142,44 @@ def outs_of(lock: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from stage.get("outs", [])
 
 
+def stale_stages(lock: Mapping[str, Any]) -> tuple[str, ...]:
+    """Stages that read something else than what stands there now, or what such a stage has written.
+
+    Args:
+        lock: dvc.lock.
+    """
+    stages = lock.get("stages", {})
+    made = {out["path"]: (name, out.get("md5")) for name, stage in stages.items() for out in stage.get("outs", [])}
+    stale: set[str] = set()
+    while True:
+        found = {
+            name
+            for name, stage in stages.items()
+            for dep in stage.get("deps", [])
+            if dep["path"] in made and (made[dep["path"]][0] in stale or made[dep["path"]][1] != dep.get("md5"))
+        }
+        if found == stale:
+            return tuple(name for name in stages if name in stale)
+        stale = found
+
+
 def _read(name: str, revision: str | None, root: Path) -> Experiment:
     lock = yaml.load(_tracked(root, revision, "dvc.lock") or "{}", FastLoader) or {}
     params = yaml.load(_tracked(root, revision, "params.yaml") or "{}", Loader) or {}
     metrics = {path.stem: json.loads(text) for path, text in _all(root, revision, "metrics", ".json")}
     curves = {path.stem: _rows(text) for path, text in _all(root, revision, "plots", ".csv")}
-    return Experiment(name, revision, root, params, lock, metrics, curves)
+    stale = stale_stages(lock)
+    old = {PurePosixPath(out["path"]) for stage in stale for out in lock["stages"][stage].get("outs", [])}
+    return Experiment(
+        name,
+        revision,
+        root,
+        params,
+        lock,
+        {stage: values for stage, values in metrics.items() if PurePosixPath(f"metrics/{stage}.json") not in old},
+        {stage: rows for stage, rows in curves.items() if PurePosixPath(f"plots/{stage}.csv") not in old},
+        stale,
+    )
 
 
 def _rows(text: str) -> list[dict[str, float]]:

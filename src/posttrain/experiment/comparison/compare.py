@@ -107,6 +107,11 @@ def compare(a: Side, b: Side, unit: Unit) -> Comparison:
         if stale:
             told = ", ".join(f"{key} {before} → {now}" for key, (before, now) in stale.items())
             found.notes.append(f"{name}: the figures are of before params.yaml was changed ({told}): `dvc repro`")
+        old = dict.fromkeys(stage for experiment in side.experiments for stage in experiment.stale)
+        if old:
+            found.notes.append(
+                f"{name}: not run again after what they read had changed, and left out: {', '.join(old)}"
+            )
     for stage in _stages(a, b):
         differences = _stage(a, b, unit, stage, found.notes)
         speed = [one for one in differences if one.is_speed and one.verdict != "same"]

@@ -85,7 +85,7 @@ def exact_match_figure(gathered: Gathered) -> Figure | None:
             showlegend=bool(chosen) and len(found) > 1,
             marker=_marker(place),
         )
-    drawing.update_xaxes(title={"text": "exact match, with 95% interval"}, tickformat=".0%")
+    drawing.update_xaxes(title={"text": "exact match, with 95% interval"}, tickformat=".3~p")
     ticks = {"tickvals": list(range(len(models))), "ticktext": [as_plain(model) for model in models]}
     drawing.update_yaxes(range=[len(models) - 0.5, -0.5], zeroline=False, showgrid=False, **ticks)
     height = 100 + len(models) * max(34, 16 * len(found))

@@ -127,7 +127,15 @@ def gather(names: Sequence[str], root: Path = Path()) -> Gathered:
     return Gathered(
         experiments=experiments,
         answers=answers,
-        missing=missing,
+        missing=[
+            *missing,
+            *(
+                f"{one.name}: {', '.join(one.stale)} were not run again after what they read had changed, and are left "
+                "out; `dvc repro` runs them"
+                for one in experiments
+                if one.stale
+            ),
+        ],
         status=_status(root) if names[0] == WORKSPACE else None,
         commit=commit.strip() if commit else None,
         dirty=bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
