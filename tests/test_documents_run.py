@@ -64,7 +64,7 @@ def test_marked_blocks_run(
             assert program == "posttrain", f"{block.place}: only posttrain is run here"
             assert main(words) == 0, f"{block.place}: {command}"
             printed = capsys.readouterr().out
-            if "--output_dir" in words:
+            if words[0] in METHODS and "--output_dir" in words:
                 folders.append(workspace / words[words.index("--output_dir") + 1])
     assert all((folder / "trainer_state.json").is_file() for folder in folders)
     if Path(document).stem in METHODS:

@@ -71,10 +71,14 @@ function choose(select) {
   return Plotly.update(element, { visible }, change);
 }
 
-function restyle(width) {
+const PAPER_WIDTH = 680; // pixels of an A4 page between its margins
+let before = null; // while printing: what to put back
+
+function restyle() {
+  const width = before ? PAPER_WIDTH : null; // a printing browser may change the colour scheme, which restyles once more
   for (const { element, layout } of specs.values()) {
     if (element.data) {
-      Plotly.relayout(element, { ...themed(layout), width: width || null, autosize: !width });
+      Plotly.relayout(element, { ...themed(layout), width, autosize: !width });
     }
   }
 }
@@ -116,13 +120,12 @@ if (form) {
 }
 
 // On paper: light, all of it open, figures as wide as the page.
-let before = null;
 addEventListener("beforeprint", () => {
   if (before) return;
   before = { theme: root.dataset.theme, closed: [...document.querySelectorAll("details:not([open])")] };
   before.closed.forEach((details) => { details.open = true; });
   root.dataset.theme = "light";
-  restyle(680);
+  restyle();
 });
 addEventListener("afterprint", () => {
   if (!before) return;
