@@ -13,6 +13,7 @@ from tiny import run, write_base, write_sft
 
 from posttrain.cli import main
 from posttrain.experiment import file_checks, verify
+from posttrain.experiment.file_checks import DIFFERS, OK, Check
 
 Change = Callable[[Path], object]
 
@@ -175,3 +176,11 @@ def test_large_files_are_hashed_with_a_bar(copy: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(file_checks, "_BAR_FROM", 1)
     about = verify.read(Path("models/sft"))
     assert next(verify.verify(Path("models/sft"), about)).verdict == file_checks.OK
+
+
+def test_a_commit_that_changes_nothing_that_trains_is_told_as_such() -> None:
+    whole = [Check("model", OK, "7 files", "model"), Check("code", OK, "as they were", "today")]
+    git = Check("git", DIFFERS, "src/posttrain/experiment/status.py", "today")
+    assert "what changed since trains no model" in verify.verdict([*whole, git])
+    packages = Check("packages", DIFFERS, "torch 1 → 2", "today")
+    assert "today's tree would make another one" in verify.verdict([*whole, git, packages])

@@ -142,6 +142,9 @@ def verdict(checks: Sequence[Check]) -> str:
     if "origin" in bad:
         return "The model is whole, but could not be made again here: what it was made from is not as it was."
     rest = f" {len(unknown)} part{'s' * (len(unknown) > 1)} could not be looked at." if unknown else ""
+    differing = {check.part for check in checks if check.verdict == DIFFERS}
+    if differing == {"git"} and any(check.part == "code" and check.verdict == OK for check in checks):
+        return f"The model is whole, and so is all that it was made from; what changed since trains no model.{rest}"
     if "today" in bad:
         return f"The model is whole, and so is what it was made from; today's tree would make another one.{rest}"
     return f"The model is whole, and all that it was made from is as it was.{rest}"
