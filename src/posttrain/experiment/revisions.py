@@ -215,26 +215,29 @@ def _text(root: Path, revision: str | None, path: str, lock: Mapping[str, Any]) 
     out = next((out for out in outs_of(lock) if parts.is_relative_to(str(out["path"]))), None)
     if out is None:
         return None
-    kept = _cache_of(root) / out["md5"][:2] / out["md5"][2:]
+    cache, remotes = _storage_of(root)
+    kept = cache / out["md5"][:2] / out["md5"][2:]
     if path == out["path"] and kept.is_file():  # to go through DVC takes seconds a file
         return kept.read_text(encoding="utf-8")
     import dvc.api
     from dvc.exceptions import DvcException
 
     try:
-        content: str = dvc.api.read(path, repo=str(root), rev=revision, encoding="utf-8")
+        content: str = dvc.api.read(path, repo=str(root), rev=revision, encoding="utf-8", config=remotes)
     except (DvcException, OSError):  # neither in the cache nor in a remote
         return None
     return content
 
 
 @functools.cache
-def _cache_of(root: Path) -> Path:
-    """Where DVC keeps files by their md5."""
+def _storage_of(root: Path) -> tuple[Path, dict[str, Any]]:
+    """Where DVC keeps files by their md5; and the remotes of now, which a revision that is older than they does not
+    know."""
     from dvc.repo import Repo
 
     with Repo(str(root)) as repository:
-        return Path(repository.cache.local.path)
+        remotes = {"core": {"remote": repository.config["core"].get("remote")}, "remote": repository.config["remote"]}
+        return Path(repository.cache.local.path), remotes if remotes["core"]["remote"] else {}
 
 
 def _refs(root: Path) -> dict[str, str]:
