@@ -37,6 +37,7 @@ class _Relay:
 
     def __init__(self) -> None:
         self.asked = Asked()
+        self._is_ending = False
         self._parent = os.getppid()
         self._numbers = {*heeded(), signal.SIGTERM}
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -52,11 +53,17 @@ class _Relay:
             self._end_if_alone()
             answer = self.asked.by(number)
             if answer is Answer.AT_ONCE:
+                self._is_ending = True
                 end_at_once(signal.SIGINT, "stopped at once; what was saved before is kept")
             elif answer is Answer.FIRST and not children():
                 end_at_once(number, before_training(number))
             elif answer is Answer.FIRST:
                 threading.Thread(target=self._tell, args=(number,), daemon=True).start()
+
+    def leave_the_last_word(self) -> None:
+        """Where this process is ending at once, its children have been killed here: nobody else tells of that."""
+        if self._is_ending:
+            threading.Event().wait()
 
     def _end_if_alone(self) -> None:
         """Where the command was killed, nobody is left training."""
@@ -92,8 +99,10 @@ def main() -> int:
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
+        relay.leave_the_last_word()
         return code_of_all({rank: fail.exitcode for rank, fail in error.failures.items() if fail.pid not in ended})
     except subprocess.CalledProcessError as error:  # of a single process, for which there is no agent
+        relay.leave_the_last_word()
         return _code_of(error.returncode, "the process that trains")
     return 0
 
