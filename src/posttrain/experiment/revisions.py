@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from posttrain.checkout import git
 from posttrain.config.fields import suggestion
 from posttrain.config.yaml_files import FastLoader, Loader
 from posttrain.errors import UserError
@@ -191,7 +191,7 @@ def _all(root: Path, revision: str | None, folder: str, suffix: str) -> Iterator
     if revision is None:
         paths = [PurePosixPath(folder, path.name) for path in sorted((root / folder).glob(f"*{suffix}"))]
     else:
-        listed = _git(root, "ls-tree", "--name-only", revision, f"{folder}/") or ""
+        listed = git(root, "ls-tree", "--name-only", revision, f"{folder}/") or ""
         paths = [PurePosixPath(line) for line in sorted(listed.splitlines()) if line.endswith(suffix)]
     for path in paths:
         text = _tracked(root, revision, path.as_posix())
@@ -204,7 +204,7 @@ def _tracked(root: Path, revision: str | None, path: str) -> str | None:
     if revision is None:
         file = root / path
         return file.read_text(encoding="utf-8") if file.is_file() else None
-    return _git(root, "show", f"{revision}:./{path}")
+    return git(root, "show", f"{revision}:./{path}")
 
 
 def _text(root: Path, revision: str | None, path: str, lock: Mapping[str, Any]) -> str | None:
@@ -244,7 +244,7 @@ def _refs(root: Path) -> dict[str, str]:
     """Experiments and their commits, newest first. A name that stands for several is that of the newest."""
     form = "--format=%(refname) %(objectname)"
     found: dict[str, str] = {}
-    for line in (_git(root, "for-each-ref", "--sort=-committerdate", form, _EXPERIMENTS) or "").splitlines():
+    for line in (git(root, "for-each-ref", "--sort=-committerdate", form, _EXPERIMENTS) or "").splitlines():
         ref, commit = line.split()
         kind, *rest = ref.removeprefix(_EXPERIMENTS).split("/")
         if kind not in _NO_EXPERIMENTS and len(rest) == 2:  # ab/cdef…/name: the first two are the commit it began from
@@ -253,20 +253,11 @@ def _refs(root: Path) -> dict[str, str]:
 
 
 def _branches(root: Path) -> list[str]:
-    return (_git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").splitlines()
+    return (git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").splitlines()
 
 
 def _commit(root: Path, name: str) -> str | None:
     if name.startswith("-"):
         return None
-    text = _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    text = git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     return text.strip() if text else None
-
-
-def _git(root: Path, *words: str) -> str | None:
-    """What git prints; None where it fails, or is not there."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.decode("utf-8")
