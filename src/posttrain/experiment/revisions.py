@@ -113,8 +113,8 @@ def read_experiment(where: str, root: Path = Path()) -> Experiment:
     if revision is None:
         known = [WORKSPACE, *experiment_names(root), *_branches(root)]
         raise UserError(
-            f"{where!r} is no experiment, no revision of git, and no folder with a params.yaml"
-            f"{suggestion(where, known)}; `dvc exp list --all-commits` lists the experiments",
+            f"{where!r} is no experiment, no revision of git, and no folder with a params.yaml; `dvc exp list "
+            f"--all-commits` lists the experiments{suggestion(where, known)}",
             PAGE,
         )
     return _read(where, revision, root)
