@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from posttrain.errors import EngineLost
 from posttrain.rollout.engine import Engine, Sampling, uniforms
 from posttrain.rollout.rewards.batch import RewardBatch
 from posttrain.rollout.rewards.table import Rewards
+from posttrain.rollout.vllm_engine import VLLMEngine, raise_lost
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +30,8 @@ class Rollout:
     Args:
         row: index of its prompt in the data set.
         token_ids: (length,) int64, with the EOS token that ended it, if one did.
-        logprobs: (length,) float32, under the policy at its temperature.
+        logprobs: (length,) float32, under the policy at its temperature; of another engine than posttrain's own, under
+            the distribution that it drew from.
         ended: whether it ended, rather than being cut off.
         rewards: (R,) float32, one a reward; NaN = no opinion.
     """
@@ -47,7 +49,8 @@ class Collector:
 
     Args:
         engine: of the policy.
-        policy: returns the policy as it is now, to be sampled from; called by all processes together.
+        policy: returns the policy as it is now, to be sampled from, or brings an engine that holds it itself up to
+            date; called by all processes together.
         rewards: what scores completions.
         tokenizer: of the policy.
         rows: tokenised prompts.
@@ -59,8 +62,8 @@ class Collector:
         gather: a list in each process → one list of them all, in the order of the processes.
     """
 
-    engine: Engine
-    policy: Callable[[], torch.nn.Module]
+    engine: Engine | VLLMEngine
+    policy: Callable[[], Any]
     rewards: Rewards
     tokenizer: PreTrainedTokenizerBase
     rows: Dataset
@@ -69,7 +72,7 @@ class Collector:
     seed: int
     at_a_time: int
     share: Callable[[int], range]
-    gather: Callable[[list[Rollout]], list[Rollout]]
+    gather: Callable[[list[Any]], list[Any]]
 
     def collect(self, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
         """G completions of each prompt, the same in every process.
@@ -80,8 +83,21 @@ class Collector:
 
         Returns:
             the G of the first prompt, those of the second, and so on.
+
+        Raises:
+            EngineLost: in all processes, if what generates is lost in one of them.
         """
-        group, policy = self.num_generations, self.policy()
+        policy = self.policy()
+        try:
+            own: list[Any] = self._collect_own(policy, prompts)
+        except EngineLost as lost:
+            own = [lost]
+        told = self.gather(own)
+        raise_lost(told)
+        return told
+
+    def _collect_own(self, policy: Any, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
+        group = self.num_generations
         # What is drawn depends on the number of the completion alone, not on the process or the batch.
         wanted = [(*prompts[i // group], prompts[i // group][0] * group + i % group) for i in self._own(len(prompts))]
         pending = []
@@ -90,20 +106,20 @@ class Collector:
             rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
             found = self._generate(policy, part, rows)
             pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
-        own = []
+        own: list[Rollout] = []
         for part, found, scores in pending:
             table = scores.result()
             own += [
                 Rollout(row, ids, logprobs, ended, table[i])
                 for i, ((_, row, _), (ids, logprobs, ended)) in enumerate(zip(part, found, strict=True))
             ]
-        return self.gather(own)
+        return own
 
     def _own(self, num_prompts: int) -> range:
         return self.share(num_prompts * self.num_generations)
 
     def _generate(
-        self, policy: torch.nn.Module, part: list[tuple[int, int, int]], rows: dict[int, Row]
+        self, policy: Any, part: list[tuple[int, int, int]], rows: dict[int, Row]
     ) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         """Token ids, log-probs and whether it ended, of each (prompt, row, completion)."""
         draws = uniforms(self.seed, [sample for _, _, sample in part], self.sampling.max_new_tokens)
