@@ -22,7 +22,17 @@ SOURCE = ROOT / "src"
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
     {"cli"},
-    {"launch", "processes", "meeting", "heartbeat", "experiment", "inspection", "planning", "environment", "completion"},
+    {
+        "launch",
+        "processes",
+        "meeting",
+        "heartbeat",
+        "experiment",
+        "inspection",
+        "planning",
+        "environment",
+        "completion",
+    },
     {
         *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
         *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),

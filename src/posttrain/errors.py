@@ -22,7 +22,9 @@ _OUT_OF_MEMORY_TEXTS = (
 # it for what may do better the next time.
 LOST = 75
 # gloo's words, and NCCL's.
-_LOST_TEXTS = re.compile(r"Connection (closed|reset) by peer( \[[^]]*\])?|remote process exited or there was a network error")
+_LOST_TEXTS = re.compile(
+    r"Connection (closed|reset) by peer( \[[^]]*\])?|remote process exited or there was a network error"
+)
 _BYTES_OF_CPU = re.compile(r"DefaultCPUAllocator: .*tried to allocate (\d+) bytes")
 
 

@@ -95,7 +95,7 @@ class Heartbeat:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _connect(self, deadline: float) -> Any:
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
         host, port = self.meeting.address, self.meeting.port
         limit = datetime.timedelta(seconds=2 * SILENCE)  # by then it is gone

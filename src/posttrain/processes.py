@@ -5,6 +5,7 @@ Signals are held back in this process, and in those that it starts until they ar
 here and passes them on, where torch's agent would end all processes after 30 seconds.
 """
 
+import importlib
 import logging
 import os
 import signal
@@ -108,9 +109,15 @@ def main() -> int:
     """
     relay = _Relay()
     end_with_parent(signal.SIGTERM)
-    # These take seconds, in which a signal is not to be missed.
+    # These take seconds, in which a signal is not to be missed. The store of a machine that is gone would have torch
+    # write pages about it.
+    is_quiet = "TORCH_CPP_LOG_LEVEL" not in os.environ
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    importlib.import_module("torch.distributed.run")  # its loggers take their levels when they are made
     from accelerate.commands.launch import launch_command_parser
 
+    if is_quiet:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]  # its processes may say what they like
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     arguments = launch_command_parser().parse_args()
@@ -164,7 +171,8 @@ def _launch(arguments: Any, relay: _Relay, heartbeat: Heartbeat | None) -> int:
         relay.leave_the_last_word()
         if heartbeat is None:
             raise
-        raise UserError(f"the machines do not find together: {str(error).partition(chr(10))[0]}", FAILURES_PAGE) from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the machines do not find together: {reason}", FAILURES_PAGE) from error
     return 0
 
 
