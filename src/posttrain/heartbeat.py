@@ -107,7 +107,7 @@ class Heartbeat:
             except (OSError, RuntimeError) as error:
                 if time.monotonic() > deadline:
                     raise UserError(self._who_is_missing(), PAGE) from error
-                time.sleep(1)
+                time.sleep(BEAT / 3)
 
     def _refuse_if_alive(self, store: Any, holder: Mapping[str, Any]) -> None:
         """Somebody has this machine's number: another machine by mistake, or this one in an attempt before, whose end

@@ -255,10 +255,10 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
     wanted = launch.num_processes or int(settings.get("num_processes") or 1)
     meeting = meeting_of(launch, settings)
     if gpus and wanted > machines * gpus:
-        each = f" on each of {machines} machines" if machines > 1 else ""
+        of_all = f" for {machines} machines" if machines > 1 else ""
         raise UserError(
-            f"{wanted // machines} processes are asked for{each} and this machine has {gpus} GPU{'s' * (gpus > 1)}, "
-            f"one a process: --num_processes {machines * gpus}",
+            f"{wanted // machines} processes are asked for and this machine has {gpus} GPU{'s' * (gpus > 1)}, one a "
+            f"process: --num_processes {machines * gpus}{of_all}",
             page="troubleshooting.md#launching",
         )
     return meeting is not None or wanted > 1 or settings.get("distributed_type") != "MULTI_GPU"
