@@ -122,7 +122,8 @@ def main() -> int:
         for method in arguments.methods:
             words, alone = words_of(method, material, arguments.way), material / f"{method}-alone"
             command = [*POSTTRAIN, *words, "--output_dir", str(alone), "--num_processes", "2"]
-            subprocess.run(command, check=True, capture_output=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
             expected = results(alone)
             print(f"\n{method}, {arguments.way}: one host leaves {expected}\n\n{HEAD}", flush=True)
             for loss in arguments.losses:

@@ -253,7 +253,7 @@ def test_machines_that_were_told_different_things(quick: None) -> None:
         ("--machine_rank 1", "--main_process_ip with its address"),
         ("--machine_rank 2 --main_process_ip 127.0.0.1", "machine_rank is 2, and 2 machines"),
         ("--machine_rank 1 --main_process_ip 127.0.0.1 --num_processes 3", "give a multiple of 2"),
-        ("--machine_rank 1 --main_process_ip 127.0.0.1 --num_processes 16", "8 processes are .* --num_processes 8 for 2 machines"),
+        ("--machine_rank 1 --main_process_ip 127.0.0.1 --num_processes 16", "--num_processes 8 for 2 machines"),
     ],
 )
 def test_what_a_machine_has_to_know(words: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
