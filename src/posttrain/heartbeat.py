@@ -20,6 +20,7 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.meeting import PAGE, Meeting, own_address
+from posttrain.stop import SIGNALS
 from posttrain.terminal import say
 
 BEAT = 3.0  # seconds between two numbers
@@ -196,7 +197,8 @@ class Heartbeat:
                 return f"{who} was started with {flags}"
             if end is None and silence > SILENCE and is_answered:
                 return f"{who} is gone: no sign of life for {SILENCE:.0f} seconds"
-            if end and not (end > 128 and self._was_asked()) and silence > grace:
+            is_in_order = end is not None and end - 128 in SIGNALS and self._was_asked()
+            if end and not is_in_order and silence > grace:
                 return f"{who} has ended with exit code {end}; what was said there tells why"
         if self._closed is not None:
             is_over = now - self._closed > grace
@@ -245,6 +247,8 @@ class Heartbeat:
             thread = threading.Thread(target=tell, daemon=True)  # machine 0 may not answer
             thread.start()
             thread.join(2)
+            if code and self.meeting.machine == 0:
+                time.sleep(1.5 * BEAT)  # the others look at it once more
 
 
 def _name(about: Mapping[str, Any]) -> str:

@@ -305,7 +305,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float],
     assert config.output_dir is not None
     folder = Path(config.output_dir)
     beside = folder / ".saving"
-    trainer.args.save_on_each_node = False  # of checkpoints
+    trainer.args.save_on_each_node = False  # of machines with disks of their own, the first gets the finished model
     with room_to_write("the finished model", Path(trainer.args.output_dir), beside):
         if trainer.args.should_save:
             shutil.rmtree(beside, ignore_errors=True)
