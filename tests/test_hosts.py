@@ -16,7 +16,7 @@ import pytest
 from hosts import ADDRESSES, Hosts, launched, why_not
 from tiny import REWARD, run, run_policy, write_base, write_prompts, write_sft
 
-from posttrain import heartbeat
+from posttrain import heartbeat, meeting
 from posttrain.config import parse_command_line
 from posttrain.errors import UserError
 from posttrain.heartbeat import Heartbeat
@@ -186,8 +186,8 @@ class Machines:
             causes.append(cause)
             threading.Event().wait()
 
-        meeting = Meeting("127.0.0.1", self.server.port, rank, self.number, processes)
-        beat = Heartbeat(meeting, give_up, lambda: self.was_asked)
+        place = Meeting("127.0.0.1", self.server.port, rank, self.number, processes)
+        beat = Heartbeat(place, give_up, lambda: self.was_asked)
         beat.start()
         return beat
 
@@ -276,6 +276,21 @@ def test_every_configuration_goes_over_machines(name: str, monkeypatch: pytest.M
     words = " ".join(map(str, launcher_command(launch, ["x.py"])))
     assert "--num_processes 8 --num_machines 2 --machine_rank 1 --main_process_ip 127.0.0.1" in words
     assert "--main_process_port 29500 x.py" in words
+
+
+@pytest.mark.parametrize(("towards", "interface"), [("10.1.0.5", "ib0"), ("127.0.1.1", "eth0")])
+def test_gloo_takes_the_network_of_the_others(towards: str, interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one by which machine 0 is reached, and never the loopback, which is how a machine may know itself."""
+    from types import SimpleNamespace
+
+    has = {"lo": ["127.0.0.1", "127.0.1.1"], "eth0": ["192.168.1.5", "fe80::1%eth0"], "ib0": ["10.1.0.5"]}
+    known = {name: [SimpleNamespace(address=one) for one in addresses] for name, addresses in has.items()}
+    ways = {"node0": towards, meeting._FAR_AWAY: "192.168.1.5"}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: known)
+    monkeypatch.setattr(meeting, "_address_towards", ways.__getitem__)
+    machine = Meeting("node0", 29500, 1, 2, 16)
+    assert meeting.network_variables(machine, {}) == {"GLOO_SOCKET_IFNAME": interface}
+    assert meeting.network_variables(machine, {"GLOO_SOCKET_IFNAME": "eth1"}) == {}
 
 
 def read_by(which: dict[str, Any]) -> dict[str, Any]:

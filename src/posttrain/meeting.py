@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import logging
 import socket
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 PORT = 29500  # torch's and accelerate's
 PAGE = "cluster.md#what-to-type"
+_FAR_AWAY = "192.0.2.1"  # RFC 5737: nobody's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +99,20 @@ def own_address(meeting: Meeting) -> str:
         UserError: there is no such network, or no such name.
     """
     try:
-        family, kind, _, _, place = socket.getaddrinfo(meeting.address, meeting.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(place)
-            return str(probe.getsockname()[0])
+        return _address_towards(meeting.address)
     except OSError as error:
         raise UserError(
             f"--main_process_ip {meeting.address}: no way there from this machine ({error.strerror or error}); give an "
             "address of machine 0 that all machines reach",
             PAGE,
         ) from error
+
+
+def _address_towards(host: str) -> str:
+    family, kind, _, _, place = socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(place)
+        return str(probe.getsockname()[0])
 
 
 def network_variables(meeting: Meeting, environment: Mapping[str, str]) -> dict[str, str]:
@@ -120,6 +126,12 @@ def network_variables(meeting: Meeting, environment: Mapping[str, str]) -> dict[
     import psutil
 
     address = own_address(meeting)
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        # What machine 0 calls itself, on many systems. The others know it by an address of a network: the default one.
+        try:
+            address = _address_towards(_FAR_AWAY)
+        except OSError:
+            return {}
     if meeting.machine == 0 and _is_elsewhere(meeting):
         logger.warning(
             "--machine_rank 0 is the machine at --main_process_ip %s, and this one has no such address.",
