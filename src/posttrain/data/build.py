@@ -1,10 +1,11 @@
 """A whole data set, tokenised into a folder of the cache, and what is to be said about it."""
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from posttrain.data import store
 from posttrain.data.arrange import Documents, arrange, packed_batches
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.json_text import letters_in
+from posttrain.data.packing import Numbers
+from posttrain.data.parallel import Batch, Team, in_order, num_processes
 from posttrain.data.preference import tokenise_preference
 from posttrain.data.problems import Problems, RowError
+from posttrain.data.progress import bar
 from posttrain.data.prompts import parse_prompt, tokenise_prompts
 from posttrain.data.readers import Row
 from posttrain.data.reward import tokenise_reward
 from posttrain.data.sft import tokenise_sft
+from posttrain.data.size import expected_rows
 from posttrain.data.sources import Source
 from posttrain.data.tokenised import Options, Tokenised
 from posttrain.errors import UserError
@@ -58,7 +63,7 @@ _COUNTED = {
     "prompts": ("rows_dropped_long_prompt",),
 }
 _ROWS_AT_ONCE, _LETTERS_AT_ONCE = 1024, 2**25
-_SECONDS_BEFORE_BAR = 3.0
+_ROWS_ALONE = 8192  # that one process tokenises, in some seconds, before others are started
 _PLACES_SHOWN = 3
 
 
@@ -87,29 +92,61 @@ class Totals:
             shown += places[: _PLACES_SHOWN - len(shown)]
 
 
-def build(folder: Path, source: Source, tokenizer: Any, kind: str, options: Options) -> None:
-    """Fill a folder of the cache."""
+def build(
+    folder: Path, source: Source, tokenizer: Any, kind: str, options: Options, processes: int | None = None
+) -> None:
+    """Fill a folder of the cache.
+
+    Args:
+        folder: empty.
+        source: of the rows.
+        tokenizer: of the model.
+        kind: of the rows.
+        options: what to make of them.
+        processes: that tokenise; the result is the same for any number. None = as many as there are cores, once there
+            are more rows than one process tokenises in some seconds.
+    """
     totals = new_totals(kind)
-    batches = _tokenised_batches(source, tokenizer, kind, options, totals)
-    rows = folder / store.ROWS
-    if options.packing is None and options.shuffle_seed is None:
-        store.write_rows(rows, _SCHEMA[kind], counted(batches, kind, tokenizer.eos_token_id, totals.counts))
-    else:
-        in_order = folder / "documents.arrow"
-        store.write_rows(in_order, _SCHEMA[kind], batches)
-        documents = Documents.open(in_order)
-        order = list(range(len(documents.lengths)))
-        if options.shuffle_seed is not None:
-            order = np.random.default_rng(options.shuffle_seed).permutation(len(order)).tolist()
-        packed = packed_batches(documents, arrange(documents, options.packing, options.max_length, order))
-        schema = _SCHEMA[kind] if options.packing is None else store.PACKED
-        store.write_rows(rows, schema, counted(packed, kind, tokenizer.eos_token_id, totals.counts))
-        totals.counts["tokens_left_out"] = sum(documents.lengths) - totals.counts["tokens"]
-        in_order.unlink()
+    as_they_come = options.packing is None and options.shuffle_seed is None
+    rows, unordered = folder / store.ROWS, folder / "documents.arrow"
+    team = Team(partial(tokenise, tokenizer, kind, options), num_processes(processes), 0 if processes else _ROWS_ALONE)
+    with closing(team), bar(f"Tokenising {source.name}", expected_rows(source)) as shown:
+        batches = tokenised_batches(source.rows(), 0, team, kind, options, totals, shown.update)
+        if as_they_come:
+            batches = counted(batches, kind, tokenizer.eos_token_id, totals.counts)
+        store.write_rows(rows if as_they_come else unordered, _SCHEMA[kind], batches)
+    number = totals.counts["rows_read"]
+    totals.problems.raise_if_any(source.name, "the only row" if number == 1 else f"{number:,} rows")
+    if not as_they_come:
+        _lay_out(unordered, rows, kind, tokenizer, options, totals, source.name)
+        unordered.unlink()
     check_something_left(totals, source, options)
     store.write_about(
         folder, {"counts": dict(sorted(totals.counts.items())), "notes": notes_of(totals, tokenizer, options)}
     )
+
+
+def _lay_out(
+    unordered: Path, rows: Path, kind: str, tokenizer: Any, options: Options, totals: Totals, name: str
+) -> None:
+    """Documents in the order in which they were read to rows: shuffled, packed, or both."""
+    documents = Documents.open(unordered)
+    order: Numbers = np.arange(len(documents), dtype=np.int32)
+    if options.shuffle_seed is not None:
+        order = np.random.default_rng(options.shuffle_seed).permutation(len(documents))
+    layout = arrange(documents, options.packing, options.max_length, order)
+    with bar(f"{'Shuffling' if options.packing is None else 'Packing'} {name}", len(layout)) as shown:
+        columns = _told(packed_batches(documents, layout), shown)
+        schema = _SCHEMA[kind] if options.packing is None else store.PACKED
+        store.write_rows(rows, schema, counted(columns, kind, tokenizer.eos_token_id, totals.counts))
+    left_out = int(documents.lengths.sum(dtype=np.int64)) - totals.counts["tokens"]
+    totals.counts["tokens_left_out"] = left_out
+
+
+def _told(batches: Iterator[Columns], shown: Any) -> Iterator[Columns]:
+    for columns in batches:
+        shown.update(len(columns["input_ids"]))
+        yield columns
 
 
 def new_totals(kind: str) -> Totals:
@@ -117,47 +154,62 @@ def new_totals(kind: str) -> Totals:
     return Totals(Counter(dict.fromkeys(("rows_truncated", "tokens_truncated", *_COUNTED[kind]), 0)))
 
 
-def _tokenised_batches(
-    source: Source, tokenizer: Any, kind: str, options: Options, totals: Totals
-) -> Iterator[Columns]:
-    from tqdm import tqdm
+def tokenise(tokenizer: Any, kind: str, options: Options, rows: Sequence[Row], first_row: int) -> Tokenised:
+    """Rows of any kind in tokens.
 
-    bar = tqdm(
-        source.rows(),
-        desc=f"Tokenising {source.name}",
-        unit=" rows",
-        delay=_SECONDS_BEFORE_BAR,
-        disable=None if is_first_process() else True,
-    )
-    yield from tokenised_batches(iter(bar), 0, tokenizer, kind, options, totals)
-    number = totals.counts["rows_read"]
-    totals.problems.raise_if_any(source.name, "the only row" if number == 1 else f"{number:,} rows")
+    Args:
+        tokenizer: of the model.
+        kind: of the rows.
+        options: what to make of them.
+        rows: at most a few thousand.
+        first_row: index of the first one in the data set.
+    """
+    return _TOKENISE[kind](tokenizer, rows, options, first_row)
 
 
 def tokenised_batches(
-    rows: Iterator[Row], first_row: int, tokenizer: Any, kind: str, options: Options, totals: Totals
+    rows: Iterator[Row],
+    first_row: int,
+    team: Team,
+    kind: str,
+    options: Options,
+    totals: Totals,
+    tell: Callable[[int], object] = lambda number: None,
 ) -> Iterator[Columns]:
     """Rows in tokens, some at a time. After the first one that cannot be used, the others are only looked through.
 
     Args:
         rows: what is to be tokenised.
         first_row: index of the first one in the data set.
-        tokenizer: of the model.
+        team: tokenises.
         kind: of the rows.
         options: what to make of them.
         totals: is told of everything.
+        tell: is told how many more rows have been done with.
     """
-    while batch := list(_at_once(rows)):
+    begun = first_row
+
+    def begin(batch: Batch) -> Callable[[], Tokenised]:
+        nonlocal begun
+        first, begun = begun, begun + len(batch)
+        return Tokenised if totals.problems else team.begin(batch, first)
+
+    for batch, result_of in in_order(_in_batches(rows), begin, team.ahead):
         totals.counts["rows_read"] += len(batch)
         if totals.problems:
             check_rows(batch, kind, options, totals.problems)
-            continue
-        result = _TOKENISE[kind](tokenizer, batch, options, first_row)
-        first_row += len(batch)
-        totals.problems.update(result.problems)
-        totals.add(result)
-        if result.columns and not totals.problems:
-            yield result.columns
+        else:
+            result = result_of()
+            totals.problems.update(result.problems)
+            totals.add(result)
+            if result.columns and not totals.problems:
+                yield result.columns
+        tell(len(batch))
+
+
+def _in_batches(rows: Iterator[Row]) -> Iterator[Batch]:
+    while batch := list(_at_once(rows)):
+        yield batch
 
 
 def _at_once(rows: Iterator[Row]) -> Iterator[Row]:
@@ -236,8 +288,3 @@ def check_rows(rows: Iterable[Row], kind: str, options: Options, problems: Probl
                 parse_preference(row.columns)
         except RowError as error:
             problems.add(row.place, error)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of its machine that speaks to the user."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -4,17 +4,25 @@ An entry of the cache is a folder named by the hash of all that its contents dep
 renamed, under a lock, so that of several processes one does the work and no half of it is ever seen.
 """
 
+import contextlib
 import json
+import logging
+import os
 import shutil
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from posttrain.data.progress import bar, is_first_process
 from posttrain.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE, _FIRST_BEGINS_WITHIN, _LOOK = 2.0, 10.0, 0.1  # seconds
 ROWS, ABOUT = "rows.arrow", "about.json"
 IDS = pa.list_(pa.int32())
 MASK = pa.list_(pa.int8())
@@ -58,14 +66,14 @@ def cached_folder(root: Path, key: str, build: Callable[[Path], None]) -> Path:
     Raises:
         UserError: the cache is not writable.
     """
-    from filelock import FileLock
-
     entry, beside = root / key, root / f"{key}.part"
     if entry.is_dir():
+        _note_use(entry)
         return entry
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{key}.lock"):
+        _let_the_first_begin(entry, beside)
+        with _alone(root / f"{key}.lock", beside):
             if not entry.is_dir():
                 shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
                 beside.mkdir()
@@ -79,6 +87,50 @@ def cached_folder(root: Path, key: str, build: Callable[[Path], None]) -> Path:
             f"--cache_dir {root}: cannot be written ({error.strerror or error}); name another place"
         ) from error
     return entry
+
+
+def _note_use(entry: Path) -> None:
+    """The time of a folder says when it was used last."""
+    with contextlib.suppress(OSError):  # somebody else's
+        os.utime(entry)
+
+
+def _let_the_first_begin(entry: Path, beside: Path) -> None:
+    """Of the processes of a run on one machine the first one does the work, and so shows how far it is."""
+    end = time.monotonic() + _FIRST_BEGINS_WITHIN
+    while not is_first_process() and time.monotonic() < end and not (entry.is_dir() or beside.is_dir()):
+        time.sleep(_LOOK)
+
+
+@contextlib.contextmanager
+def _alone(file: Path, beside: Path) -> Iterator[None]:
+    """For the time in which no other process does this work; waits for another one, however long that takes."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        if is_first_process():
+            logger.info("another process is preparing these rows (%s); waiting for it", beside)
+        with bar("Waiting for another process, which has written", None, "B") as shown:
+            while not _acquired(lock):
+                shown.n = sum(path.stat().st_size for path in beside.glob("*") if path.is_file())
+                shown.refresh()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: Any) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        return False
+    return True
 
 
 def write_rows(path: Path, schema: pa.Schema, batches: Iterable[dict[str, list[Any]]]) -> None:

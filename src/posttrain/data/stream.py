@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from posttrain.data.build import (
     Totals,
     check_something_left,
     counted,
-    is_first_process,
     new_totals,
     notes_of,
+    tokenise,
     tokenised_batches,
 )
+from posttrain.data.packing import Numbers
+from posttrain.data.parallel import Team
+from posttrain.data.progress import is_first_process
 from posttrain.data.readers import Row
 from posttrain.data.sources import Source
 from posttrain.data.streamed_sources import reordered, streamed_tables
@@ -206,13 +210,14 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             place = Place(place.first, place.passes + 1, 0, place.counts, place.dropped)
 
     def _window(self, place: Place, part: list[Row], totals: Totals) -> _Window:
-        read = tokenised_batches(iter(part), place.rows_read, self.tokenizer, self.kind, self.options, totals)
+        team = Team(partial(tokenise, self.tokenizer, self.kind, self.options), 1, 0)
+        read = tokenised_batches(iter(part), place.rows_read, team, self.kind, self.options, totals)
         batches = list(read)
         totals.problems.raise_if_any(self.source.name, f"{totals.counts['rows_read']:,} rows read so far")
-        order = list(range(sum(len(next(iter(columns.values()))) for columns in batches)))
+        number = sum(len(next(iter(columns.values()))) for columns in batches)
+        order: Numbers = np.arange(number)
         if self.seed is not None:
-            rng = np.random.default_rng([self.seed, place.passes, place.rows_read])
-            order = rng.permutation(len(order)).tolist()
+            order = np.random.default_rng([self.seed, place.passes, place.rows_read]).permutation(number)
         rows = self._packed(batches, order, totals) if self.options.packing else self._plain(batches, order, totals)
         after = Place(
             place.first + len(rows),
@@ -223,11 +228,11 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         )
         return _Window(place, rows, after)
 
-    def _plain(self, batches: list[Columns], order: list[int], totals: Totals) -> list[TokenRow]:
+    def _plain(self, batches: list[Columns], order: Numbers, totals: Totals) -> list[TokenRow]:
         rows = [row for columns in self._counted(batches, totals) for row in _rows_of(columns)]
         return [rows[index] for index in order]
 
-    def _packed(self, batches: list[Columns], order: list[int], totals: Totals) -> list[TokenRow]:
+    def _packed(self, batches: list[Columns], order: Numbers, totals: Totals) -> list[TokenRow]:
         if not batches:
             return []
         documents = Documents.of_columns(batches)
@@ -235,7 +240,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         laid_out = arrange(documents, self.options.packing, self.options.max_length, order)
         columns_of_rows = self._counted(packed_batches(documents, laid_out), totals)
         rows = [row for columns in columns_of_rows for row in _rows_of(columns)]
-        totals.counts["tokens_left_out"] += sum(documents.lengths) - (totals.counts["tokens"] - before)
+        totals.counts["tokens_left_out"] += int(documents.lengths.sum()) - (totals.counts["tokens"] - before)
         return rows
 
     def _counted(self, batches: Any, totals: Totals) -> Iterator[Columns]:
