@@ -16,7 +16,7 @@ from posttrain.data.arrange import Documents, arrange, packed_batches
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.json_text import letters_in
 from posttrain.data.packing import Numbers
-from posttrain.data.parallel import Batch, Team, in_order, num_processes
+from posttrain.data.parallel import Batch, Team, in_order, team_of_file
 from posttrain.data.preference import tokenise_preference
 from posttrain.data.problems import Problems, RowError
 from posttrain.data.progress import bar
@@ -63,7 +63,6 @@ _COUNTED = {
     "prompts": ("rows_dropped_long_prompt",),
 }
 _ROWS_AT_ONCE, _LETTERS_AT_ONCE = 1024, 2**25
-_ROWS_ALONE = 8192  # that one process tokenises, in some seconds, before others are started
 _PLACES_SHOWN = 3
 
 
@@ -103,13 +102,12 @@ def build(
         tokenizer: of the model.
         kind: of the rows.
         options: what to make of them.
-        processes: that tokenise; the result is the same for any number. None = as many as there are cores, once there
-            are more rows than one process tokenises in some seconds.
+        processes: that tokenise, as for `team_of_file`; the result is the same for any number.
     """
     totals = new_totals(kind)
     as_they_come = options.packing is None and options.shuffle_seed is None
     rows, unordered = folder / store.ROWS, folder / "documents.arrow"
-    team = Team(partial(tokenise, tokenizer, kind, options), num_processes(processes), 0 if processes else _ROWS_ALONE)
+    team = team_of_file(partial(tokenise, tokenizer, kind, options), processes)
     with closing(team), bar(f"Tokenising {source.name}", expected_rows(source)) as shown:
         batches = tokenised_batches(source.rows(), 0, team, kind, options, totals, shown.update)
         if as_they_come:

@@ -7,6 +7,7 @@ those are for one process that does everything.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -31,17 +32,10 @@ Batch = list[Row]
 Tokenise = Callable[[Batch, int], Tokenised]  # rows, and the index of the first one
 
 MOST = 16  # processes, unless more are asked for: reading the rows and writing the tokens keeps a process busy then
+MOST_BESIDE = 4  # of those that work beside training
+_ROWS_ALONE = 8192  # tokenised in some seconds by one process
 _UNDER_WAY = 2  # batches a process
 _THREADS = "TOKENIZERS_PARALLELISM"
-
-
-def num_processes(asked: int | None) -> int:
-    """Processes that tokenise.
-
-    Args:
-        asked: by the user; None = one for each core that this process may use, up to MOST.
-    """
-    return asked or min(num_cores(), MOST)
 
 
 class Workers:
@@ -135,23 +129,28 @@ def in_order(
 
 
 class Team:
-    """Has the first batches worked on here, and those after them by Workers: a small data set needs none.
+    """Tokenises batches: the first ones here, and those after them by Workers. A small data set needs none.
 
     Args:
         tokenise: what is done.
-        number: of processes; 1 = all is done here.
-        rows_alone: so many rows before others are started.
+        number: of processes.
+        rows_alone: so many rows before they are started.
     """
 
-    def __init__(self, tokenise: Tokenise, number: int, rows_alone: int):
+    def __init__(self, tokenise: Tokenise, number: int, rows_alone: float):
         self._tokenise, self._number, self._rows_alone = tokenise, number, rows_alone
         self._rows = 0
         self._workers: Workers | None = None
 
+    def start(self) -> None:
+        """Starts the processes, which end when the thread that does this ends."""
+        if self._workers is None:
+            self._workers = Workers(self._tokenise, self._number)
+
     def begin(self, batch: Batch, first_row: int) -> Callable[[], Tokenised]:
         """As of Workers."""
-        if self._workers is None and self._number > 1 and self._rows >= self._rows_alone:
-            self._workers = Workers(self._tokenise, self._number)
+        if self._rows >= self._rows_alone:
+            self.start()
         self._rows += len(batch)
         if self._workers is None:
             return lambda: self._tokenise(batch, first_row)
@@ -165,6 +164,30 @@ class Team:
         """Ends what was started."""
         if self._workers is not None:
             self._workers.close()
+
+
+def team_of_file(tokenise: Tokenise, asked: int | None) -> Team:
+    """For rows that are all tokenised before they are used.
+
+    Args:
+        tokenise: what is done.
+        asked: number of processes; 1 = all is done here. None = one for each core that this process may use, up to
+            MOST, once there are more rows than one process tokenises in some seconds.
+    """
+    number = asked or min(num_cores(), MOST)
+    return Team(tokenise, number, math.inf if number == 1 else 0 if asked else _ROWS_ALONE)
+
+
+def team_of_stream(tokenise: Tokenise, asked: int | None, rows_alone: int) -> Team:
+    """For rows that are tokenised while others are trained on, by each process for itself.
+
+    Args:
+        tokenise: what is done.
+        asked: number of processes; None = as many as this process has cores, up to MOST_BESIDE.
+        rows_alone: of the stream's beginning.
+    """
+    share = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Team(tokenise, asked or max(1, min(share, MOST_BESIDE)), rows_alone)
 
 
 # -- in the other processes

@@ -125,7 +125,8 @@ def _streamed(
     seed = options.shuffle_seed
     if kind == "prompts" and config.shuffle_dataset:
         seed = next(one for one in (config.data_seed, config.seed, DEFAULT_SEED) if one is not None)
-    stream = Stream(source, tokenizer, kind, options, seed, combined_digest("stream", seed, *inputs)[:32])
+    key = combined_digest("stream", seed, *inputs)[:32]
+    stream = Stream(source, tokenizer, kind, options, seed, key, config.dataset_num_proc)
     return PreparedData(stream, stream.counts, origin_of(source))
 
 
