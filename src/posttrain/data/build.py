@@ -1,10 +1,11 @@
 """A whole data set, tokenised into a folder of the cache, and what is to be said about it."""
 
 import itertools
+import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from posttrain.data import store
 from posttrain.data.arrange import Documents, arrange, packed_batches
 from posttrain.data.formats import parse_preference, parse_sft
+from posttrain.data.journal import Journal
 from posttrain.data.json_text import letters_in
 from posttrain.data.packing import Numbers
 from posttrain.data.parallel import Batch, Team, in_order, team_of_file
@@ -27,7 +29,9 @@ from posttrain.data.sft import tokenise_sft
 from posttrain.data.size import expected_rows
 from posttrain.data.sources import Source
 from posttrain.data.tokenised import Options, Tokenised
-from posttrain.errors import UserError
+from posttrain.data.totals import Totals, check_something_left, new_totals, notes_of
+
+logger = logging.getLogger(__name__)
 
 Columns = dict[str, list[Any]]
 
@@ -49,46 +53,7 @@ _IDS_AND_MASK = {
     "reward": (),
     "prompts": (),
 }
-_DROPPED = {
-    "rows_dropped_no_target": "no token to train on",
-    "rows_dropped_prompt_too_long": "the prompt fills --max_length {max_length} and leaves no token to train on",
-    "rows_dropped_pair_too_long": "a side is longer than --max_length {max_length}",
-    "rows_dropped_long_prompt": "the prompt is longer than --max_prompt_tokens {max_length}",
-}
-_ABOUT_TARGETS = ("rows_prompt_not_prefix", "rows_dropped_no_target", "rows_dropped_prompt_too_long")
-_COUNTED = {
-    "sft": _ABOUT_TARGETS,
-    "preference": _ABOUT_TARGETS,
-    "reward": ("rows_dropped_pair_too_long",),
-    "prompts": ("rows_dropped_long_prompt",),
-}
 _ROWS_AT_ONCE, _LETTERS_AT_ONCE = 1024, 2**25
-_PLACES_SHOWN = 3
-
-
-@dataclass
-class Totals:
-    """What is known of the rows that have been tokenised.
-
-    Args:
-        counts: as for PreparedData.
-        dropped: the first places of rows left out, by the name of the count.
-        last_trained: how often each token was the last one trained on in a sequence.
-        problems: rows that cannot be used.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    last_trained: Counter[int] = field(default_factory=Counter)
-    problems: Problems = field(default_factory=Problems)
-
-    def add(self, batch: Tokenised) -> None:
-        """Take a batch over."""
-        self.counts.update(batch.counts)
-        self.last_trained.update(batch.last_trained)
-        for name, places in batch.dropped.items():
-            shown = self.dropped.setdefault(name, [])
-            shown += places[: _PLACES_SHOWN - len(shown)]
 
 
 def build(
@@ -104,24 +69,51 @@ def build(
         options: what to make of them.
         processes: that tokenise, as for `team_of_file`; the result is the same for any number.
     """
-    totals = new_totals(kind)
     as_they_come = options.packing is None and options.shuffle_seed is None
     rows, unordered = folder / store.ROWS, folder / "documents.arrow"
-    team = team_of_file(partial(tokenise, tokenizer, kind, options), processes)
-    with closing(team), bar(f"Tokenising {source.name}", expected_rows(source)) as shown:
-        batches = tokenised_batches(source.rows(), 0, team, kind, options, totals, shown.update)
-        if as_they_come:
-            batches = counted(batches, kind, tokenizer.eos_token_id, totals.counts)
-        store.write_rows(rows if as_they_come else unordered, _SCHEMA[kind], batches)
-    number = totals.counts["rows_read"]
-    totals.problems.raise_if_any(source.name, "the only row" if number == 1 else f"{number:,} rows")
+    journal, file = Journal(folder), rows if as_they_come else unordered
+    note = journal.begun(file)
+    totals = new_totals(kind) if note is None else Totals.of(note)
+    if note is not None:
+        read = f"{totals.counts['rows_read']:,} rows have"
+        logger.info("%s: %s been tokenised by a process that was ended; going on from there", source.name, read)
+    if note is None or not note["is_whole"]:
+        _write_in_order(file, source, tokenizer, kind, options, processes, totals, journal, note)
     if not as_they_come:
         _lay_out(unordered, rows, kind, tokenizer, options, totals, source.name)
         unordered.unlink()
+    journal.close()
     check_something_left(totals, source, options)
     store.write_about(
         folder, {"counts": dict(sorted(totals.counts.items())), "notes": notes_of(totals, tokenizer, options)}
     )
+
+
+def _write_in_order(
+    file: Path,
+    source: Source,
+    tokenizer: Any,
+    kind: str,
+    options: Options,
+    processes: int | None,
+    totals: Totals,
+    journal: Journal,
+    note: dict[str, Any] | None,
+) -> None:
+    """Rows in tokens, in the order in which they are read, from where a note says that they are written."""
+    read, written = totals.counts["rows_read"], 0 if note is None else note["written"]
+    team = team_of_file(partial(tokenise, tokenizer, kind, options), processes)
+    with closing(team), bar(f"Tokenising {source.name}", expected_rows(source)) as shown:
+        shown.update(read)
+        batches = tokenised_batches(source.rows(read), read, team, kind, options, totals, shown.update)
+        if file.name == store.ROWS:
+            batches = counted(batches, kind, tokenizer.eos_token_id, totals.counts)
+        store.write_rows(file, _SCHEMA[kind], batches, written, journal.noting(totals.to_note))
+    number = totals.counts["rows_read"]
+    totals.problems.raise_if_any(source.name, "the only row" if number == 1 else f"{number:,} rows")
+    with open(file, "rb") as whole:
+        whole.seek(0, os.SEEK_END)
+        journal.note(whole, totals.to_note() | {"is_whole": True})
 
 
 def _lay_out(
@@ -145,11 +137,6 @@ def _told(batches: Iterator[Columns], shown: Any) -> Iterator[Columns]:
     for columns in batches:
         shown.update(len(columns["input_ids"]))
         yield columns
-
-
-def new_totals(kind: str) -> Totals:
-    """Of no rows yet."""
-    return Totals(Counter(dict.fromkeys(("rows_truncated", "tokens_truncated", *_COUNTED[kind]), 0)))
 
 
 def tokenise(tokenizer: Any, kind: str, options: Options, rows: Sequence[Row], first_row: int) -> Tokenised:
@@ -233,45 +220,6 @@ def counted(batches: Iterable[Columns], kind: str, eos: int, counts: Counter[str
             counts["targets"] += int(mask.sum())
             counts["eos_targets"] += int((ids[mask] == eos).sum())
         yield columns
-
-
-def check_something_left(totals: Totals, source: Source, options: Options) -> None:
-    """Raises UserError where no row is left to train on."""
-    if totals.counts["rows"]:
-        return
-    reasons = [
-        f"{_DROPPED[name].format(max_length=options.max_length)} (first: {', '.join(places)})"
-        for name, places in totals.dropped.items()
-    ]
-    num_rows = f"{totals.counts['rows_read']:,}"
-    raise UserError(
-        f"{source.name}: of {num_rows} rows none is left to train on: {'; '.join(reasons)}", "troubleshooting.md#data"
-    )
-
-
-def notes_of(totals: Totals, tokenizer: Any, options: Options) -> list[str]:
-    """What the user is to be told of rows dropped or cut, and of what is never trained on."""
-    notes, counts = [], totals.counts
-    for name, places in totals.dropped.items():
-        reason = _DROPPED[name].format(max_length=options.max_length)
-        notes.append(f"{counts[name]:,} of {counts['rows_read']:,} rows dropped, {reason} (first: {', '.join(places)})")
-    if counts["rows_truncated"]:
-        cut = f"{counts['rows_truncated']:,} of {counts['rows_read']:,} rows cut"
-        flag = "max_length" if totals.last_trained else "max_prompt_tokens"
-        notes.append(f"{cut} to --{flag} {options.max_length}, {counts['tokens_truncated']:,} tokens lost")
-    if counts["rows_prompt_not_prefix"]:
-        notes.append(
-            f"{counts['rows_prompt_not_prefix']:,} rows: the last tokens of the prompt alone are not those before its "
-            "completion (they merge, or the chat template changes them); they count as the completion's"
-        )
-    if totals.last_trained and not counts["eos_targets"]:
-        note = f"the EOS token {tokenizer.eos_token!r} is never trained on, so the model will not learn to stop"
-        last = totals.last_trained.most_common(1)[0][0]
-        special = tokenizer.added_tokens_decoder.get(last)
-        if special is not None and special.special:
-            note += f"; rows end with {special.content!r}: --eos_token {special.content!r}"
-        notes.append(note)
-    return notes
 
 
 def check_rows(rows: Iterable[Row], kind: str, options: Options, problems: Problems) -> None:

@@ -87,8 +87,8 @@ class Workers:
         how = f"by signal {-codes[0]}" if codes and codes[0] < 0 else f"with exit code {codes[0]}" if codes else "early"
         return RunFailed(
             f"one of {self.number} processes that tokenise has ended {how}; most likely this machine's memory ran out: "
-            f"--dataset_num_proc {max(1, self.number // 2)} takes fewer. Nothing half done is kept, and the same "
-            "command starts with the first row",
+            f"--dataset_num_proc {max(1, self.number // 2)} takes fewer, and the same command goes on from "
+            "there",
             "large_data.md#memory",
         )
 

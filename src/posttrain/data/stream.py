@@ -28,16 +28,7 @@ import torch
 
 from posttrain.data.ahead import Coming
 from posttrain.data.arrange import Documents, arrange, packed_batches
-from posttrain.data.build import (
-    Columns,
-    Totals,
-    check_something_left,
-    counted,
-    new_totals,
-    notes_of,
-    tokenise,
-    tokenised_batches,
-)
+from posttrain.data.build import Columns, counted, tokenise, tokenised_batches
 from posttrain.data.packing import Numbers
 from posttrain.data.parallel import Team, team_of_stream
 from posttrain.data.progress import is_first_process
@@ -45,6 +36,7 @@ from posttrain.data.readers import Row
 from posttrain.data.sources import Source
 from posttrain.data.streamed_sources import reordered, streamed_tables
 from posttrain.data.tokenised import Options
+from posttrain.data.totals import Totals, check_something_left, new_totals, notes_of
 from posttrain.errors import UserError
 
 logger = logging.getLogger(__name__)
