@@ -8,11 +8,13 @@ and at the files of the cache.
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,9 +57,9 @@ def rows(kind: str, number: int, folder: Path) -> Iterator[dict[str, Any]]:
 
     for index in range(number):
         if kind == "preference":
-            dialogue = "".join(
-                f"\n\n{who}: {rng.choice(turns)}" for _ in range(1 + int(rng.expovariate(1))) for who in ("Human", "Assistant")
-            )
+            turns_before = 2 * (1 + int(rng.expovariate(1)))
+            said = zip(("Human", "Assistant") * turns_before, rng.choices(turns, k=turns_before), strict=False)
+            dialogue = "".join(f"\n\n{who}: {turn}" for who, turn in said)
             prompt = f"{dialogue}\n\nHuman: {rng.choice(turns)}\n\nAssistant:"
             yield {"chosen": f"{prompt} {index} {rng.choice(turns)}", "rejected": f"{prompt} {some(turns, 0.3, ' ')}"}
             continue
@@ -76,8 +78,6 @@ def write(path: Path, made: Iterator[dict[str, Any]]) -> None:
             for row in made:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return
-    import itertools
-
     import pyarrow
     import pyarrow.parquet
 
@@ -106,45 +106,74 @@ def memory_of(process: int) -> tuple[int, int]:
     return sum(sizes), max(sizes)
 
 
-def watched(name: str, words: list[str], cache: Path) -> dict[str, Any]:
+def watched(name: str, words: list[str], folder: Path, seconds: float) -> dict[str, Any]:
     """Run a command; tell what it took.
 
     Args:
         name: of the measurement.
         words: of the command.
-        cache: where it keeps prepared rows.
+        folder: for its output, and with the cache.
+        seconds: after which it is asked to end; the next one goes on.
 
     Returns:
-        Seconds in all and, where rows were prepared, of the parts; peak memory in MiB; bytes of the cache.
+        Seconds in all and, where rows were prepared, until each file of the cache was there; rows that have been
+        tokenised; peak memory of all processes together and of the largest, in MiB; size of the cache.
     """
-    start, peak, largest, seen = time.monotonic(), 0, 0, {}
-    # as a person's: nothing is fetched
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "POSTTRAIN_CACHE": str(cache)}
-    log = cache.parent / f"{name}.log"
-    known = {path.name for path in (cache / "tokenised").glob("*")}
+    cache, log = folder / "cache" / "tokenised", folder / f"{name}.log"
+    start, peak, largest = time.monotonic(), 0, 0
+    known, seen, rows_read = set(cache.glob("*")), {}, 0
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "POSTTRAIN_CACHE": str(folder / "cache")}
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file, env=environment)
         while process.poll() is None:
             total, one = memory_of(process.pid)
             peak, largest = max(peak, total), max(largest, one)
-            for path in [*(cache / "tokenised").glob("*"), *(cache / "tokenised").glob("*.part/*")]:
-                if path.name not in known:
-                    what = path.name if "." in path.name and path.suffix != ".lock" else "lock" if path.suffix else "entry"
-                    seen.setdefault(what, time.monotonic() - start)
+            for path in [path for path in cache.glob("*") if path not in known] + [*cache.glob("*.part/*.arrow")]:
+                seen.setdefault(path.suffix[1:] if path.suffix in (".part", ".lock") else path.stem, passed(start))
+            for journal in cache.glob("*.part/journal.json"):
+                rows_read = rows_of(journal) or rows_read
+            if passed(start) > seconds:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
             time.sleep(_LOOK)
-    found: dict[str, Any] = {"name": name, "seconds": round(time.monotonic() - start, 1)}
-    if process.returncode:
+    found: dict[str, Any] = {"name": name, "seconds": passed(start)}
+    if process.returncode not in (0, 128 + signal.SIGTERM):
         print(log.read_text()[-3000:], file=sys.stderr)
         raise SystemExit(f"{' '.join(words)}: {process.returncode}")
-    found |= {
-        f"until_{what.removesuffix('.arrow')}": round(at, 1)
-        for what, at in seen.items()
-        if what in ("lock", "documents.arrow", "rows.arrow", "entry")
+    ends = {"part": "begun", "documents": "tokenising", "rows": "writing_rows"}
+    found |= {ends.get(what, "prepared"): at for what, at in seen.items() if what != "lock"}
+    found |= {"rows_tokenised": rows_read, "peak_mib": peak >> 20, "largest_process_mib": largest >> 20}
+    return found | {"cache_mib": sum(path.stat().st_size for path in cache.glob("*/*") if path.is_file()) >> 20}
+
+
+def passed(start: float) -> float:
+    return round(time.monotonic() - start, 1)
+
+
+def rows_of(journal: Path) -> int | None:
+    """Rows that have been tokenised, by the note of the process that does it."""
+    try:
+        return int(json.loads(journal.read_text())["counts"]["rows_read"])
+    except (OSError, ValueError):
+        return None
+
+
+def commands(args: argparse.Namespace, data: Path, flags: list[str]) -> dict[str, list[str]]:
+    """What can be run, by name."""
+    method = {"sft": "sft", "preference": "dpo", "prompts": "grpo"}[args.kind]
+    common = [method, "--model_name_or_path", str(args.to / "base"), "--dataset_name", str(data), "--max_steps", "3"]
+    common += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--report_to", "none", "--logging_steps"]
+    common += ["1", "--output_dir", str(args.to / "out"), *flags]
+    if method == "grpo":
+        common += ["--reward_funcs", "accuracy_reward", "--max_completion_length", "16", "--num_generations", "4"]
+    posttrain = [sys.executable, "-m", "posttrain.cli"]
+    train = [*posttrain, *common]
+    return {
+        "plan": [*posttrain, "plan", *common],
+        "train": train,
+        "two": [*train, "--num_processes", "2"],
+        "stream": [*train, "--dataset_streaming"],
     }
-    found |= {"peak_mib": round(peak / 2**20), "largest_process_mib": round(largest / 2**20)}
-    sizes = [path.stat().st_size for path in (cache / "tokenised").glob("*/*") if path.is_file()]
-    found["cache_mib"] = round(sum(sizes) / 2**20)
-    return found
 
 
 def main() -> None:
@@ -155,33 +184,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--kind", choices=("sft", "preference", "prompts"), default="sft")
     parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
-    parser.add_argument("--run", nargs="*", default=["plan", "first", "second"], help="plan, first, second, streamed")
+    parser.add_argument("--run", nargs="*", default=["plan", "train", "train"], help="plan, train, two, stream")
+    parser.add_argument("--seconds", type=float, default=1e9, help="of a command, which is then ended and gone on from")
     parser.add_argument("--keep", action="store_true", help="keep rows and cache")
     args, flags = parser.parse_known_args()
     args.to.mkdir(parents=True, exist_ok=True)
-    data, base, cache = args.to / f"{args.kind}-{args.rows}.{args.format}", args.to / "base", args.to / "cache"
+    data, base = args.to / f"{args.kind}-{args.rows}.{args.format}", args.to / "base"
     if not data.is_file():
         start = time.monotonic()
         write(args.to / f".{data.name}", rows(args.kind, args.rows, args.data))
         (args.to / f".{data.name}").rename(data)
-        print(f"{data.name}: {data.stat().st_size / 2**20:,.0f} MiB, made in {time.monotonic() - start:.0f} s", flush=True)
+        print(f"{data.name}: {data.stat().st_size / 2**20:,.0f} MiB, made in {passed(start)} s", flush=True)
     if not base.is_dir():
         tokenizer = make_tokenizer(text for row in rows("sft", 20_000, args.data) for text in texts_of(row))
         tokenizer.save_pretrained(base)
         make_model(tokenizer).save_pretrained(base)
-    method = {"sft": "sft", "preference": "dpo", "prompts": "grpo"}[args.kind]
-    common = [method, "--model_name_or_path", str(base), "--dataset_name", str(data), "--max_steps", "3"]
-    common += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--report_to", "none", *flags]
-    if method == "grpo":
-        common += ["--reward_funcs", "accuracy_reward", "--max_completion_length", "16", "--num_generations", "4"]
-    posttrain = [sys.executable, "-m", "posttrain.cli"]
+    runs = commands(args, data, flags)
     for name in args.run:
-        own = ["--output_dir", str(args.to / "out"), "--overwrite_output_dir"] if name != "plan" else []
-        own = ["--output_dir", str(args.to / "out")]
         shutil.rmtree(args.to / "out", ignore_errors=True)
-        words = [*posttrain, "plan", *common, *own] if name == "plan" else [*posttrain, *common, *own]
-        words += ["--dataset_streaming"] if name == "streamed" else []
-        print(json.dumps(watched(name, words, cache)), flush=True)
+        print(json.dumps(watched(name, runs[name], args.to, args.seconds)), flush=True)
     if not args.keep:
         shutil.rmtree(args.to)
 

@@ -134,11 +134,11 @@ def packed_batches(documents: Documents, layout: Layout) -> Iterator[dict[str, l
     for first in range(0, len(layout), _ROWS_AT_ONCE):
         starts = layout.starts[first : first + _ROWS_AT_ONCE + 1]
         pieces = layout.pieces.at(slice(starts[0], starts[-1]))  # type: ignore[arg-type]
-        parts = list(_parts(documents, pieces))
+        parts = _parts(documents, pieces)
         columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "lengths": [], "place": []}
         bounds = (starts - starts[0]).tolist()
         for begin, end in itertools.pairwise(bounds):
-            row = parts[begin:end]
+            row = list(itertools.islice(parts, end - begin))
             lengths = np.array([len(ids) for ids, _, _ in row], dtype=np.int32)
             mask = np.concatenate([mask for _, mask, _ in row])
             mask[np.cumsum(lengths) - lengths] = 0

@@ -3,12 +3,13 @@
 import itertools
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from posttrain.data.size import expected_rows
 from posttrain.data.sources import Source
 from posttrain.data.tokenised import Options, Tokenised
 from posttrain.data.totals import Totals, check_something_left, new_totals, notes_of
+from posttrain.disk import in_words
+from posttrain.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -102,18 +105,39 @@ def _write_in_order(
 ) -> None:
     """Rows in tokens, in the order in which they are read, from where a note says that they are written."""
     read, written = totals.counts["rows_read"], 0 if note is None else note["written"]
+    expected, is_laid_out = expected_rows(source), file.name != store.ROWS
+    noting = journal.noting(totals.to_note)
+
+    def told(so_far: BinaryIO) -> None:
+        if noting(so_far):
+            _check_room(file.parent, so_far.tell(), totals.counts["rows_read"], expected, is_laid_out)
+
     team = team_of_file(partial(tokenise, tokenizer, kind, options), processes)
-    with closing(team), bar(f"Tokenising {source.name}", expected_rows(source)) as shown:
+    with closing(team), bar(f"Tokenising {source.name}", expected) as shown:
         shown.update(read)
         batches = tokenised_batches(source.rows(read), read, team, kind, options, totals, shown.update)
-        if file.name == store.ROWS:
+        if not is_laid_out:
             batches = counted(batches, kind, tokenizer.eos_token_id, totals.counts)
-        store.write_rows(file, _SCHEMA[kind], batches, written, journal.noting(totals.to_note))
+        store.write_rows(file, _SCHEMA[kind], batches, written, told)
     number = totals.counts["rows_read"]
     totals.problems.raise_if_any(source.name, "the only row" if number == 1 else f"{number:,} rows")
     with open(file, "rb") as whole:
         whole.seek(0, os.SEEK_END)
         journal.note(whole, totals.to_note() | {"is_whole": True})
+
+
+def _check_room(folder: Path, written: int, read: int, expected: int | None, is_laid_out: bool) -> None:
+    """Raises UserError where the disk has no room for what is still to be written, as far as that can be told. Rows
+    that are shuffled or packed are written twice, and the first copy goes when the second is there."""
+    if expected is None:
+        return
+    all_rows = written / read * max(read, expected)
+    more, free = all_rows * (2 if is_laid_out else 1) - written, shutil.disk_usage(folder).free
+    if more > free:
+        raise UserError(
+            f"--cache_dir {folder.parent.parent}: {expected:,} rows take about {in_words(more)} more while they are "
+            f"prepared, and there is room for {in_words(free)}; make room, or name a folder on another disk"
+        )
 
 
 def _lay_out(

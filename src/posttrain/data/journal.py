@@ -39,17 +39,19 @@ class Journal:
         except (OSError, ValueError, LookupError):
             return None
 
-    def noting(self, known: Callable[[], dict[str, Any]]) -> Callable[[BinaryIO], None]:
-        """What is to be told of the file after every batch, and at the end.
+    def noting(self, known: Callable[[], dict[str, Any]]) -> Callable[[BinaryIO], bool]:
+        """What is to be told of the file after every batch; says whether it has written the note.
 
         Args:
             known: gives all that is known of the rows that have been written, as plain data.
         """
 
-        def told(file: BinaryIO) -> None:
+        def told(file: BinaryIO) -> bool:
             self._batches += 1
-            if self._batches % _EVERY == 0:
+            is_time = self._batches % _EVERY == 0
+            if is_time:
                 self.note(file, known())
+            return is_time
 
         return told
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import accumulate, chain
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,11 @@ class Workers:
             raise self._failed() from error
 
     def _failed(self) -> RunFailed:
-        codes = [process.exitcode for process in self._processes if process.exitcode]
+        by_sentinel = {process.sentinel: process for process in self._processes}
+        ended = [by_sentinel[one] for one in wait(list(by_sentinel), timeout=1)]  # type: ignore[index]
+        for process in ended:
+            process.join(1)  # which is told of its end a moment later
+        codes = [process.exitcode for process in ended if process.exitcode]
         how = f"by signal {-codes[0]}" if codes and codes[0] < 0 else f"with exit code {codes[0]}" if codes else "early"
         return RunFailed(
             f"one of {self.number} processes that tokenise has ended {how}; most likely this machine's memory ran out: "
