@@ -139,6 +139,7 @@ def _rows_plan(case: Case, steps: Steps) -> RowsPlan:
         saved=max(0.0, saved),
         looked_at=rows.num_read,
         evaluation=len(case.evaluation.lengths) if case.evaluation else 0,
+        preparation=rows.preparation,
     )
 
 

@@ -7,6 +7,7 @@ not been prepared, or that is streamed, from the first ones, prepared in a folde
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from posttrain.data.size import bytes_of, expected_rows
 from posttrain.data.sources import HeldOut, Source
 from posttrain.data.splits import open_source
 from posttrain.data.streamed_sources import FirstRows
+from posttrain.planning.preparation import Preparation, preparation
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -71,6 +73,7 @@ class Rows:
         num_read: rows of the data that were looked at; None: all.
         notes: what training will say of them.
         bytes_on_disk: of the prepared rows.
+        preparation: what they take where they are not prepared yet.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Rows:
     num_read: int | None
     notes: tuple[str, ...]
     bytes_on_disk: int
+    preparation: Preparation | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -126,8 +130,9 @@ def _sampled(
     if isinstance(source, HeldOut):  # which would count all rows to draw some of them
         source = source.source
     with tempfile.TemporaryDirectory(prefix="posttrain-plan-") as folder:
-        first = FirstRows(source, most_read, held_out=True)
-        build(Path(folder), first, tokenizer, kind, options, config.dataset_num_proc)
+        start = time.process_time()
+        build(Path(folder), FirstRows(source, most_read, held_out=True), tokenizer, kind, options, processes=1)
+        seconds = time.process_time() - start
         about = store.read_about(Path(folder))
         dataset = store.open_rows(Path(folder) / store.ROWS, "plan")
         lengths = _lengths(dataset.data.to_batches(), kind, len(dataset))
@@ -140,8 +145,12 @@ def _sampled(
     factor = expected / read if expected is not None else 1.0
     scaled = {name: round(count * factor) for name, count in counts.items()}
     known = None if expected is None else scaled["rows"]
-    on_disk = 0 if config.is_streamed else round(size * factor)
-    return Rows(source.name, scaled, lengths, known, read, tuple(about["notes"]), on_disk)
+    notes = tuple(about["notes"])
+    if config.is_streamed or expected is None:
+        return Rows(source.name, scaled, lengths, known, read, notes, 0 if config.is_streamed else size)
+    in_order = None if options.packing is None and options.shuffle_seed is None else float(size)
+    needed = preparation(config.dataset_num_proc, expected, seconds, size, in_order, read)
+    return Rows(source.name, scaled, lengths, known, read, notes, round(size * factor), needed)
 
 
 def _is_large(source: Source, expected: int | None) -> bool:
