@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.scaling [--parts batch length …] [--rounds 5] [--to FILE]
 
 Each part that is measured is stored at once in FILE (JSON), beside those that were measured before; `--tables` prints
-what FILE holds, as markdown.
+what FILE holds, as markdown, `--pictures FOLDER` draws it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.scaling import points, prefix, sampling, tables, turns
+from benchmarks.scaling import pictures, points, prefix, sampling, tables, turns
 from posttrain.machine import cpu_model, num_cores
 
 FILE = Path(__file__).with_name("results.json")
@@ -39,6 +39,8 @@ def main() -> None:
                 results["parts"][part] = {"about": about(), "rounds": args.rounds, "measured": found}
                 args.to.parent.mkdir(parents=True, exist_ok=True)
                 args.to.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if args.pictures is not None:
+        pictures.write(results["parts"], args.pictures)
     for title, table in tables.all_tables(results).items():
         print(f"{title}\n\n{table}\n")
 
@@ -53,8 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="that a turn of training lasts at least")
     parser.add_argument("--model", choices=list(points.MODELS), default="4M", help="of sampling and prefix")
     parser.add_argument("--prompts", nargs="+", type=int, default=PROMPTS, help="lengths of those of prefix")
-    parser.add_argument("--smallest", action="store_true", help="two tiny points a part, to see whether it runs")
+    parser.add_argument("--smallest", action="store_true", help="one or two tiny points a part, to see whether it runs")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
+    parser.add_argument("--pictures", type=Path, help="folder to draw into, with the Chromium that is there")
     parser.add_argument("--to", type=Path, default=FILE, help="file of the results")
     args = parser.parse_args()
     if args.rounds < 1:
@@ -73,7 +76,7 @@ def measure(part: str, material: Path, args: argparse.Namespace) -> list[dict[st
         points.write_models(material, [model])
         sizes = ([16], 8, [1, 2]) if args.smallest else (args.prompts, COMPLETION, GROUPS)
         return prefix.measure(material, model, *sizes, args.rounds)
-    some = points.smallest() if args.smallest else points.all_series(num_cores())[part]
+    some = [points.SMALLEST] if args.smallest else points.all_series(num_cores())[part]
     points.write_models(material, sorted({point.model for point in some}))
     for point in some:
         point.write_rows(material)
