@@ -26,6 +26,7 @@ PROMPTS, COMPLETION, GROUPS = [0, 128, 512, 2048], 128, [1, 2, 4, 8, 16, 32, 64]
 
 def main() -> None:
     args = parse_arguments()
+    torch.set_num_threads(args.cores)
     transformers.utils.logging.disable_progress_bar()
     results = json.loads(args.to.read_text(encoding="utf-8")) if args.to.is_file() else {"parts": {}}
     if not args.tables:
@@ -36,7 +37,7 @@ def main() -> None:
                 if part == "prefix":  # other prompts may have been measured before
                     measured = {one["prompt"] for one in found}
                     found = [one for one in kept if one["prompt"] not in measured] + found
-                results["parts"][part] = {"about": about(), "rounds": args.rounds, "measured": found}
+                results["parts"][part] = {"about": about(args.cores), "rounds": args.rounds, "measured": found}
                 args.to.parent.mkdir(parents=True, exist_ok=True)
                 args.to.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if args.pictures is not None:
@@ -49,9 +50,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = [*points.all_series(num_cores()), "sampling", "prefix"]
+    parts = [*points.all_series(1), "sampling", "prefix"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to measure; unset: everything")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each point")
+    parser.add_argument("--cores", type=int, default=num_cores(), help="that a run computes on")
     parser.add_argument("--seconds", type=float, default=0.5, help="that a turn of training lasts at least")
     parser.add_argument("--model", choices=list(points.MODELS), default="4M", help="of sampling and prefix")
     parser.add_argument("--prompts", nargs="+", type=int, default=PROMPTS, help="lengths of those of prefix")
@@ -76,18 +78,18 @@ def measure(part: str, material: Path, args: argparse.Namespace) -> list[dict[st
         points.write_models(material, [model])
         sizes = ([16], 8, [1, 2]) if args.smallest else (args.prompts, COMPLETION, GROUPS)
         return prefix.measure(material, model, *sizes, args.rounds)
-    some = [points.SMALLEST] if args.smallest else points.all_series(num_cores())[part]
+    some = [points.SMALLEST] if args.smallest else points.all_series(args.cores)[part]
     points.write_models(material, sorted({point.model for point in some}))
     for point in some:
         point.write_rows(material)
     return turns.measure(some, material, args.rounds, args.seconds)
 
 
-def about() -> dict[str, Any]:
+def about(cores: int) -> dict[str, Any]:
     """Where it was measured."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
-        "cores": num_cores(),
+        "cores": cores,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

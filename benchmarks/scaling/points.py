@@ -52,7 +52,7 @@ class Point:
         completion: tokens of a document, or of each completion.
         group: completions of a prompt (grpo).
         processes: that train; the cores are divided among them.
-        cores: in all; None: those of the machine.
+        cores: in all.
         launcher: the name of an accelerate configuration, where there are several processes.
     """
 
@@ -65,7 +65,7 @@ class Point:
     completion: int = 256
     group: int = 1
     processes: int = 1
-    cores: int | None = None
+    cores: int = 1
     launcher: str | None = None
 
     def flags(self, material: Path, output: Path) -> list[str]:
@@ -143,7 +143,7 @@ def all_series(cores: int) -> dict[str, list[Point]]:
     """Every series by its name.
 
     Args:
-        cores: of the machine.
+        cores: that a run has.
     """
     lengths = [128, 256, 512, 1024, 2048, 4096, 8192]
     found = [
@@ -156,13 +156,15 @@ def all_series(cores: int) -> dict[str, list[Point]]:
     ]
     for model in ("4M", "27M"):
         base = dataclasses.replace(SFT, series=f"processes {model}", model=model)
-        found.append(dataclasses.replace(base, value="1 process, 1 core", cores=1))
-        found.append(dataclasses.replace(base, value=f"1 process, {cores} cores"))
+        found.append(dataclasses.replace(base, value="1 process, 1 core"))
+        found.append(dataclasses.replace(base, value="1 process, 2 cores", cores=2))
         for name, launcher in {"DDP": "multi_gpu", "FSDP2": "fsdp2"}.items():
-            value = f"2 processes, {name}"
-            found.append(dataclasses.replace(base, value=value, processes=2, launcher=launcher))
+            value = f"2 processes of 1 core, {name}"
+            found.append(dataclasses.replace(base, value=value, cores=2, processes=2, launcher=launcher))
     series: dict[str, list[Point]] = {}
     for point in found:
+        if not point.series.startswith("processes"):
+            point = dataclasses.replace(point, cores=cores)
         series.setdefault(point.series, []).append(point)
     return series
 

@@ -65,21 +65,29 @@ class Pass:
         self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda")
         self.seconds: list[float] = []
         self.processor: list[float] = []
-        self.memory: list[int] = []
+        self.memory = 0
+
+    def hold(self) -> None:
+        """Measures what one holds at most. A pass of its own, which warms up as well: to give back memory that is free,
+        so that it is counted, takes time."""
+        before = _memory_from_here()
+        self._run()
+        self.memory = _peak() - before
 
     def take(self) -> None:
-        """Measures one."""
-        before = _memory_from_here()
+        """Measures how long one takes."""
         wall, processor = time.perf_counter(), time.process_time()
+        self._run()
+        self.seconds.append(time.perf_counter() - wall)
+        self.processor.append(time.process_time() - processor)
+
+    def _run(self) -> None:
         for batch in self.batches:
             with self.autocast:
                 loss = -self.scorer(self.model, batch).logprobs.sum()
             loss.backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - wall)
-        self.processor.append(time.process_time() - processor)
-        self.memory.append(_peak() - before)
         self.model.zero_grad(set_to_none=True)
 
 
@@ -114,7 +122,7 @@ def measure(
         rounds: passes of each kind, in turn; one where a pass is cut into several.
 
     Returns:
-        For each of them medians over the rounds, measured and predicted gains.
+        For each of them medians over the rounds, [shared, repeated], measured and predicted gains.
     """
     folder = material / "models" / model_name
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -131,12 +139,12 @@ def measure(
         sizes = [at_once] * (group // at_once) + [group % at_once] * (group % at_once > 0)
         shared = Pass(model, scorer, [group_batch(prompt, completion, group, True).to(device)])
         repeated = Pass(model, scorer, [group_batch(prompt, completion, n, False).to(device) for n in sizes])
-        number = rounds if len(sizes) == 1 else 1
-        for turn in range(number + 1):
-            order = [shared, repeated] if turn % 2 else [repeated, shared]
-            for one in order:
-                if turn or one is shared or len(sizes) == 1:  # the first turn warms up
-                    one.take()
+        shared.hold()
+        if len(sizes) == 1:
+            repeated.hold()
+        for turn in range(rounds if len(sizes) == 1 else 1):
+            for one in (shared, repeated) if turn % 2 else (repeated, shared):
+                one.take()
         results.append(
             {
                 "prompt": prompt,
@@ -145,22 +153,16 @@ def measure(
                 "passes": len(sizes),
                 "speed_predicted": speed_gain(shape, prompt, completion, group),
                 "memory_predicted": memory_gain(shape, setting, prompt, completion, group),
-                **_compared(shared, repeated, number),
+                **_compared(shared, repeated),
             }
         )
     return results
 
 
-def _compared(shared: Pass, repeated: Pass, number: int) -> dict[str, Any]:
-    def median(values: list[float] | list[int]) -> float:
-        return statistics.median(values[-number:])
-
-    return {
-        "seconds_shared": median(shared.seconds),
-        "seconds_repeated": median(repeated.seconds),
-        "speed": median(repeated.seconds) / median(shared.seconds),
-        "processor": median(repeated.processor) / median(shared.processor),
-        "memory_shared": median(shared.memory),
-        "memory_repeated": median(repeated.memory),
-        "memory": median(repeated.memory) / median(shared.memory) if len(repeated.batches) == 1 else None,
-    }
+def _compared(shared: Pass, repeated: Pass) -> dict[str, Any]:
+    found: dict[str, Any] = {"memory": repeated.memory / shared.memory if repeated.memory else None}
+    for name in ("seconds", "processor"):
+        found[name] = [statistics.median(getattr(one, name)) for one in (shared, repeated)]
+    # Seconds of the processor are the same whatever else a machine does.
+    ways = found["seconds" if torch.cuda.is_available() else "processor"]
+    return found | {"speed": ways[1] / ways[0], "bytes": [shared.memory, repeated.memory]}

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from benchmarks.scaling.points import Point
 from posttrain.config import parse_command_line
-from posttrain.machine import num_cores
 from posttrain.planning import plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +47,7 @@ class Run:
             listener.settimeout(1)
             log = stack.enter_context(open(scratch / "log", "w+", encoding="utf-8"))
             words = [address, self.point.method, *self.point.flags(self._material, scratch / "output")]
-            threads = (self.point.cores or num_cores()) // self.point.processes
+            threads = self.point.cores // self.point.processes
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.scaling.timed_run", *words],
                 env=os.environ | {"OMP_NUM_THREADS": str(max(1, threads)), "TOKENIZERS_PARALLELISM": "false"},
