@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from several_commands import launch
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
-from posttrain.config import LaunchOptions
-from posttrain.launch import launcher_command, launcher_environment
-
-HERE = Path(__file__).resolve().parent
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs pip install -e '.[deepspeed]'"
 )
@@ -119,24 +113,10 @@ def together(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPat
                 record(folder / method, *more)
                 point = folder / method / "checkpoint-2"
                 record(folder / f"{method}-resumed", *more, "--resume_from_checkpoint", str(point))
-            # DeepSpeed holds on to the processes' group of its first run.
-            for part in [[command] for command in commands] if way.startswith("zero") else [commands]:
-                launch(way, part, folder)
+            launch(commands, folder, way)
         return done[way]
 
     return of
-
-
-def launch(way: str, commands: list[list[str]], folder: Path) -> None:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    (folder / "commands.json").write_text(json.dumps(list(zip(ports, commands, strict=True))), encoding="utf-8")
-    options = LaunchOptions(num_processes=2, accelerate_config=way)
-    command = launcher_command(options, [str(HERE / "several_commands.py"), str(folder / "commands.json")])
-    done = subprocess.run(command, env=os.environ | launcher_environment(options), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def files_of(folder: Path) -> set[str]:
