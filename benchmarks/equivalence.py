@@ -14,21 +14,23 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from equivalence_cases import CUTS, DDP, METHODS, OPTIONS, UNEQUAL, WHOLE, Case, Cut, can_run, words_of, write_material
-from equivalence_page import write_page
+from equivalence_compare import compare
+from equivalence_page import Difference, write_page
 from several_commands import launch
 from tqdm import tqdm
 
 from posttrain.runs import PACKAGES, code_digest
 
+ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[Sequence[Case], Sequence[Cut]]] = {
     "methods": (METHODS, CUTS),
     "options": (OPTIONS, (WHOLE, DDP)),
@@ -43,6 +45,7 @@ def main() -> int:
     parser.add_argument("--cuts", nargs="+", choices=[cut.way for cut in CUTS if cut.way] + ["one"], help="of them")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/equivalence.md", help="where the tables go")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends what it has started
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are as fast on one core
     folder = arguments.folder.resolve()
     if not (folder / "material/start/config.json").is_file():
@@ -59,15 +62,28 @@ def main() -> int:
     missing = [
         f"{cut.title}: {case.method} {case.title}"
         for cases, cuts in PARTS.values()
-        for cut in cuts
+        for cut in filter(can_run, cuts)
         for case in cases
-        if can_run(cut) and not is_done(case, cut, folder)
+        if not is_done(case, cut, folder)
     ]
     if missing:
-        print(f"{len(missing)} runs are missing, the page is as it was; first {missing[0]}")
+        print(f"{len(missing)} runs are missing, so {arguments.page} is as it was; the first: {missing[0]}")
         return 1
-    print(write_page(arguments.page, folder))
-    return 0
+    found = {part: list(differences(part, folder)) for part in PARTS}
+    write_page(arguments.page, found)
+    unequal = [one for part in ("methods", "options") for one in found[part] if not one.apart.is_equal]
+    for one in unequal:
+        print(f"not equal: {one.cut.title}, {one.case.method} {one.case.title}")
+    return int(bool(unequal))
+
+
+def differences(part: str, folder: Path) -> Iterator[Difference]:
+    """How far each run of a part is from the one with the whole step at once."""
+    cases, cuts = PARTS[part]
+    for case in cases:
+        for cut in filter(can_run, cuts[1:]):
+            places = (place_of(case, one, folder) for one in (WHOLE, cut))
+            yield Difference(case, cut, compare(*places, folder / "material/start"))
 
 
 def run(cases: Sequence[Case], cut: Cut, folder: Path) -> None:

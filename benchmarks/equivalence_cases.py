@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from posttrain.cli import main
 from posttrain.config.methods import DPO_LOSSES
@@ -145,19 +149,18 @@ _OPTIONS: dict[str, list[str]] = {
 }
 OPTIONS = [Case(flags, method, flags, _SHORT) for method, several in _OPTIONS.items() for flags in several]
 
+_ADAPTER = "--use_peft --lora_dropout 0.05"
+_NOISE = "--neftune_noise_alpha 5"
+_EXPERTS = "--router_aux_loss_coef 0.01"
 _DRAWN = "random numbers are drawn for each forward pass"
 _ROUNDED = "half precision rounds at 2⁻⁸, and what is added up otherwise is rounded otherwise"
 _SORTED = "the loss compares all pairs of a forward pass with each other, sorted"
 _ROUTER = "the routers' balance is that of the tokens of a forward pass, which are other ones"
 UNEQUAL = [
-    Case(
-        "--use_peft --lora_dropout 0.05", "sft", "--use_peft --lora_dropout 0.05 --learning_rate 1e-2", _SHORT, _DRAWN
-    ),
-    Case("--neftune_noise_alpha 5", "sft", "--neftune_noise_alpha 5", _SHORT, _DRAWN),
+    Case(_ADAPTER, "sft", f"{_ADAPTER} --learning_rate 1e-2", _SHORT, _DRAWN),
+    Case(_NOISE, "sft", _NOISE, _SHORT, _DRAWN),
     Case("--loss_type aot", "dpo", "--loss_type aot", _SHORT, _SORTED),
-    Case(
-        "--router_aux_loss_coef 0.01", "sft", "--model_name_or_path {moe} --router_aux_loss_coef 0.01", _SHORT, _ROUTER
-    ),
+    Case(_EXPERTS, "sft", f"--model_name_or_path {{moe}} {_EXPERTS}", _SHORT, _ROUTER),
     Case("--bf16", "sft", "--bf16", _SHORT, _ROUNDED),
     Case("--bf16", "dpo", "--bf16", _SHORT, _ROUNDED),
 ]
@@ -200,11 +203,6 @@ def write_material(folder: Path) -> None:
 
 
 def _write_experts(folder: Path) -> None:
-    import shutil
-
-    import torch
-    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
-
     shutil.copytree(folder / "base", folder / "moe")
     (folder / "moe/model.safetensors").unlink()
     shape = json.loads((folder / "base/config.json").read_text(encoding="utf-8"))

@@ -148,12 +148,12 @@ class PackedBatch:
 
     def sequences(self) -> list[torch.Tensor]:
         """The tokens of each of the C sequences, its prompt in front of it."""
-        pieces = self.input_ids.split(list(self.segments.lengths))
-        parents = self.segments.parents
+        pieces = self.input_ids.split(self.segments.lengths)
+        with_children = set(self.segments.parents)
         return [
             own if parent == NO_PARENT else torch.cat([pieces[parent], own])
-            for index, (own, parent) in enumerate(zip(pieces, parents, strict=True))
-            if index not in parents
+            for segment, (own, parent) in enumerate(zip(pieces, self.segments.parents, strict=True))
+            if segment not in with_children
         ]
 
     def weights(self) -> dict[str, int]:
