@@ -97,7 +97,7 @@ def run(cases: Sequence[Case], cut: Cut, folder: Path) -> None:
             (out / "made_by").write_text(made_by(case, cut, folder), encoding="utf-8")
             commands.append(words_of(case, cut, folder / "material", out))
     if commands:
-        launch(commands, folder, cut.way)
+        launch(commands, place_of(cases[0], cut, folder).parent, cut.way)
 
 
 def place_of(case: Case, cut: Cut, folder: Path) -> Path:
