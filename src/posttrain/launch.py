@@ -30,6 +30,7 @@ from posttrain.runs import check_own
 from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back, is_launched
 from posttrain.terminal import say
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
+from posttrain.waiting import wait_for_all
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 
@@ -282,6 +283,7 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     except Stopped:
         _leave_the_others()
         raise
+    wait_for_all("writing the model")
     _leave_the_others()
 
 

@@ -24,6 +24,7 @@ from posttrain.checkpoints import (
 )
 from posttrain.disk import write_text
 from posttrain.errors import UserError
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -285,8 +286,7 @@ def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
             tidy(run)
             found = newest_whole(run)
             step = -1 if found is None else step_of(found)
-        if arguments.world_size > 1:
-            torch.distributed.barrier()
+        wait_for_all("checkpoints that another one checks")
     if arguments.world_size > 1:
         of_all: list[Any] = [None] * arguments.world_size
         torch.distributed.all_gather_object(of_all, step if arguments.local_process_index == 0 else None)
