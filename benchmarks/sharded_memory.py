@@ -1,9 +1,10 @@
-"""What each process of a GRPO run holds in memory (after loading, while it samples, and between two steps of training) in
-one process, and in two that share the weights in each of the ways there are. A random Qwen2 of 103 million parameters
-in float32, on CPUs.
+"""What each process of a GRPO run holds in memory after loading, while it samples, and between two steps of training:
+alone, and in two processes that share the weights in each of the ways there are. A random Qwen2 of 104 million
+parameters in float32, on CPUs.
 
 Every number is that of the process that holds the most, in MiB; in brackets, in sizes of the model (its weights in one
-piece). `tensors` are the bytes of all tensors that Python knows of; `own` are pages of memory that the process shares with no other.
+piece). `tensors` are the bytes of all tensors that Python knows of; `own` are the pages of memory that the process
+shares with no other, the C library being told to give back at once what is freed (MALLOC_MMAP_THRESHOLD_).
 """
 
 import argparse
@@ -97,7 +98,7 @@ def run(way: str, folder: Path, more: list[str]) -> dict[str, dict[str, int]]:
     more = ["--per_device_train_batch_size", batch, "--max_completion_length", "16", "--max_steps", "3", *more]
     run_policy("grpo", folder / "base", folder / "prompts.jsonl", out, *more, starter=words.extend)
     script = [str(Path(__file__).resolve()), "--inside", str(folder / f"{way}.json"), json.dumps(words)]
-    command, environment = [sys.executable, *script], dict(os.environ)
+    command, environment = [sys.executable, *script], os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     if way != "alone":
         options = LaunchOptions(num_processes=2, accelerate_config=way)
         command, environment = launcher_command(options, script), environment | launcher_environment(options)

@@ -283,12 +283,16 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     except Stopped:
         _leave_the_others()
         raise
-    wait_for_all("writing the model")
-    _leave_the_others()
+    _leave_the_others("writing the model")
 
 
-def _leave_the_others() -> None:
+def _leave_the_others(doing: str | None = None) -> None:
+    """Ends what connects the processes; those that are still doing something are waited for."""
     import torch
+    from accelerate import PartialState
 
     if torch.distributed.is_initialized():
+        if doing is not None:
+            wait_for_all(doing)
+            PartialState().wait_for_everyone()  # nobody looks into the store any more, which the first may take along
         torch.distributed.destroy_process_group()  # a process that leaves without it may crash on its way out

@@ -51,7 +51,10 @@ class Reference:
     @classmethod
     def frozen_copy(cls, policy: PreTrainedModel, device: torch.device, packed: bool, spread: bool) -> Reference:
         """The policy as it is now; arguments as for `frozen`."""
-        return cls.frozen(copy.deepcopy(policy), device, packed, spread)
+        own: dict[int, Any] = {}
+        if spread:  # which copies the parts that stay; in one piece nothing is held twice
+            own = {id(one): torch.nn.Parameter(one.detach(), requires_grad=False) for one in policy.parameters()}
+        return cls.frozen(copy.deepcopy(policy, own), device, packed, spread)
 
     @classmethod
     def frozen(cls, model: PreTrainedModel, device: torch.device, packed: bool, spread: bool) -> Reference:
