@@ -31,6 +31,7 @@ from posttrain.runs import check_own
 from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back, is_launched
 from posttrain.terminal import say
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
+from posttrain.waiting import wait_for_all
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 
@@ -284,11 +285,16 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     except Stopped:
         _leave_the_others()
         raise
-    _leave_the_others()
+    _leave_the_others("writing the model")
 
 
-def _leave_the_others() -> None:
+def _leave_the_others(doing: str | None = None) -> None:
+    """Ends what connects the processes; those that are still doing something are waited for."""
     import torch
+    from accelerate import PartialState
 
     if torch.distributed.is_initialized():
+        if doing is not None:
+            wait_for_all(doing)
+            PartialState().wait_for_everyone()  # nobody looks into the store any more, which the first may take along
         torch.distributed.destroy_process_group()  # a process that leaves without it may crash on its way out

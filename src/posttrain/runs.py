@@ -24,6 +24,7 @@ from posttrain.checkpoints import (
 )
 from posttrain.disk import write_text
 from posttrain.errors import UserError
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -278,7 +279,6 @@ def _set_later_aside(run: Path, step: int) -> None:
 def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
     """The newest checkpoint that is whole on all machines, which may share a disk or not: the first process looks
     first and sets damaged ones aside."""
-    import torch
 
     step = -1
     for is_first_round in (True, False):
@@ -286,8 +286,7 @@ def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
             tidy(run)
             found = newest_whole(run)
             step = -1 if found is None else step_of(found)
-        if arguments.world_size > 1:
-            torch.distributed.barrier()
+        wait_for_all("checkpoints that another one checks")
     if arguments.world_size > 1:
         newest = _of_machines(step, arguments)
         step = min(newest)

@@ -100,7 +100,8 @@ def digest_of_tensor(tensor: torch.Tensor) -> int:
 def _digest(tensor: torch.Tensor) -> torch.Tensor:
     """() int64, on the tensor's device: the sum of its numbers' bits, taken as integers, each times an odd number of
     its place; modulo 2^64. One pass over memory, where a cryptographic hash would first bring all to the CPU."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a sharded one, what is here
+    here = getattr(tensor, "ds_tensor", tensor)  # of a sharded one, what is here: ZeRO's third stage, FSDP
+    local = here.to_local() if hasattr(here, "to_local") else here
     bits = local.detach().contiguous().flatten().view(_INTEGERS[local.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for start in range(0, bits.numel(), _AT_ONCE):
