@@ -24,6 +24,7 @@ from posttrain.errors import Stopped, UserError, install
 from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
+from posttrain.loading import collector_at_rest
 from posttrain.machine import num_cores
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.runs import check_own
@@ -57,7 +58,7 @@ def train(
     Raises:
         UserError: A path of the config or a launch option is wrong.
     """
-    with handled():
+    with handled(), collector_at_rest():
         outer = _prepare(config, launch, command, also_check)
         if outer is None:
             settled = _among_others(config) if is_launched() else contextlib.nullcontext()

@@ -256,8 +256,15 @@ def _chat_template(tokenizer: Any, path: str | None) -> Plain:
 
 
 def _all_packages() -> dict[str, str]:
-    found = ((one.metadata["Name"], one.version) for one in importlib.metadata.distributions())
+    found = map(_name_and_version, importlib.metadata.distributions())
     return {name: text for name, text in sorted(found, key=str) if name}
+
+
+def _name_and_version(package: importlib.metadata.Distribution) -> tuple[str, str]:
+    """From the head of its description alone: the library parses all of it, a tenth of a second for 200 packages."""
+    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    head = dict(line.partition(": ")[::2] for line in reversed(text.partition("\n\n")[0].splitlines()))
+    return head.get("Name", ""), head.get("Version", "")
 
 
 def _hardware() -> Plain:
