@@ -222,6 +222,12 @@ def _num_machines(launch: LaunchOptions, settings: Mapping[str, object]) -> int:
     return launch.num_machines or int(str(settings.get("num_machines") or 1))
 
 
+def _num_gpus() -> int:
+    import torch  # takes two seconds, for which nobody waits who trains on the CPU
+
+    return torch.accelerator.device_count()
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -245,10 +251,7 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
         )
     if _num_machines(launch, settings) > 1:
         return True
-    import torch
-
-    on_cpu = config.use_cpu or settings.get("use_cpu")
-    gpus = 0 if on_cpu else torch.accelerator.device_count()
+    gpus = 0 if config.use_cpu or settings.get("use_cpu") else _num_gpus()
     if launch.num_processes is None and _is_shipped(launch):
         launch.num_processes = max(1, gpus)
         on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU; --num_processes N takes more"
