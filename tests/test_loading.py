@@ -13,8 +13,9 @@ from posttrain.loading import collector_at_rest, libraries_loaded
 def before_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that has just started."""
     monkeypatch.delitem(sys.modules, "transformers", raising=False)
-    yield
     gc.unfreeze()
+    yield
+    gc.freeze()  # as conftest.py has left it
 
 
 @pytest.mark.usefixtures("before_libraries")
@@ -36,9 +37,10 @@ def test_it_goes_on_after_a_mistake() -> None:
 
 def test_it_is_left_alone_where_libraries_are_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", sys)
+    frozen = gc.get_freeze_count()
     with collector_at_rest():
         assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == frozen
 
 
 @pytest.mark.usefixtures("before_libraries")
