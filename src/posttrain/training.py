@@ -35,6 +35,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.disk import check_room, write_text
 from posttrain.errors import UserError
 from posttrain.file_hashes import base_model
+from posttrain.loading import libraries_loaded
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
 from posttrain.model_check import check_models, check_vocabulary
@@ -75,6 +76,7 @@ def run(method: Method) -> dict[str, float]:
         UserError: a mistake in flags or data, before any weight is loaded where that can be known.
         RunFailed: it cannot go on; its last checkpoint is whole.
     """
+    libraries_loaded()
     config = method.config
     show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time

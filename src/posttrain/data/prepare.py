@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from posttrain.data.splits import DEFAULT_SEED, Role, open_source
 from posttrain.data.streamed_sources import FirstRows, Interleaved
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
+from posttrain.packages import version_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -231,5 +231,5 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _code_digest() -> str:
-    libraries = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
+    libraries = [version_of(name) for name in ("jinja2", "tokenizers", "transformers")]
     return combined_digest(libraries, files_digest(sorted(Path(__file__).parent.glob("*.py"))))
