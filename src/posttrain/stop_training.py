@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from posttrain import stop
 from posttrain.errors import EngineLost, RunFailed, Stopped
+from posttrain.waiting import wait_for_all
 
 
 class Stopping(TrainerCallback):
@@ -116,7 +117,7 @@ class Stopping(TrainerCallback):
             trainer._save_checkpoint(trainer.model, None)
         trainer._finish_current_push()
         trainer.callback_handler.on_train_end(args, state, trainer.control)  # trackers write what they have
-        trainer.accelerator.wait_for_everyone()
+        wait_for_all("trackers")
         way_on = "the same command goes on from there"
         if args.save_only_model:
             way_on = "training cannot go on from it, since --save_only_model keeps the weights alone"

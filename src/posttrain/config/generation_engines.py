@@ -114,12 +114,6 @@ def _server_problems(config: "PolicyConfig") -> Iterator[str]:
     if not is_address or "?" in config.vllm_address or not config.vllm_address.isprintable():
         name = "vllm_server_host" if config.vllm_server_base_url is None else "vllm_server_base_url"
         yield f"{name}: {config.vllm_address!r} is no address such as http://127.0.0.1:8000"
-    patience = config.ddp_timeout or 1800
-    if config.vllm_server_timeout >= patience:
-        yield (
-            f"vllm_server_timeout {config.vllm_server_timeout:g} is not below ddp_timeout {patience:g}: while one "
-            "process waits for the server, the others wait for it; raise ddp_timeout"
-        )
 
 
 def correction_problems(config: "GRPOConfig") -> Iterator[str]:

@@ -37,6 +37,7 @@ from posttrain.rollout.room import check_room
 from posttrain.rollout.schedule import GivenOrder, PromptOrder, make_schedule
 from posttrain.rollout.vllm_client import ServerFacts
 from posttrain.scoring import Scorer
+from posttrain.sharding import spreads_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,7 +112,6 @@ class PolicyMethod(Method):
             arguments.process_index,
         )
         self.accumulation = arguments.gradient_accumulation_steps
-        self.arguments = arguments
         self.server = check_engine(config)
         own_room = config.vllm_max_model_length if config.use_vllm else None
         check_room(config, datasets, own_room if self.server is None else self.server.longest)
@@ -133,14 +133,15 @@ class PolicyMethod(Method):
         )
 
     def setup(
-        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], device: torch.device
+        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], arguments: TrainingArguments
     ) -> list[Dataset]:
-        config = self.config
-        self.engine = make_engine(config, model, self.scorer, self.arguments)
+        config, device = self.config, arguments.device
+        self.engine = make_engine(config, model, self.scorer, arguments)
         if config.beta and config.use_peft:
             self.reference = Reference(self.scorer)
         elif config.beta:
-            self.reference = Reference.frozen_copy(model, device, config.attn_implementation is None)
+            packed = config.attn_implementation is None
+            self.reference = Reference.frozen_copy(model, device, packed, spreads_weights(arguments))
         self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
 

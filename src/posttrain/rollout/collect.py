@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from posttrain.rollout.engine import Engine, Sampling, uniforms
 from posttrain.rollout.rewards.batch import RewardBatch
 from posttrain.rollout.rewards.table import Rewards
 from posttrain.rollout.vllm_engine import VLLMEngine, raise_lost
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,8 +51,8 @@ class Collector:
 
     Args:
         engine: of the policy.
-        policy: returns the policy as it is now, to be sampled from, or brings an engine that holds it itself up to
-            date; called by all processes together.
+        policy: the policy as it is now, to be sampled from within a `with`; entered by all processes together. An
+            engine that holds it itself is brought up to date.
         rewards: what scores completions.
         tokenizer: of the policy.
         rows: tokenised prompts.
@@ -63,7 +65,7 @@ class Collector:
     """
 
     engine: Engine | VLLMEngine
-    policy: Callable[[], Any]
+    policy: Callable[[], contextlib.AbstractContextManager[Any]]
     rewards: Rewards
     tokenizer: PreTrainedTokenizerBase
     rows: Dataset
@@ -87,25 +89,27 @@ class Collector:
         Raises:
             EngineLost: in all processes, if what generates is lost in one of them.
         """
-        policy = self.policy()
+        wait_for_all("the step before")
         try:
-            own: list[Any] = self._collect_own(policy, prompts)
+            own: list[Any] = self._collect_own(prompts)
         except EngineLost as lost:
             own = [lost]
+        wait_for_all("generation and rewards")
         told = self.gather(own)
         raise_lost(told)
         return told
 
-    def _collect_own(self, policy: Any, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
+    def _collect_own(self, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
         group = self.num_generations
         # What is drawn depends on the number of the completion alone, not on the process or the batch.
         wanted = [(*prompts[i // group], prompts[i // group][0] * group + i % group) for i in self._own(len(prompts))]
         pending = []
-        for start in range(0, len(wanted), self.at_a_time):
-            part = wanted[start : start + self.at_a_time]
-            rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
-            found = self._generate(policy, part, rows)
-            pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
+        with self.policy() as policy:
+            for start in range(0, len(wanted), self.at_a_time):
+                part = wanted[start : start + self.at_a_time]
+                rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
+                found = self._generate(policy, part, rows)
+                pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
         own: list[Rollout] = []
         for part, found, scores in pending:
             table = scores.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What is sampled from: the policy as it is now; None: an engine holds it.
-Policy = Callable[[], Any]
+# What is sampled from within a `with`: the policy as it is now; None: an engine holds it.
+Policy = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 def check_engine(config: PolicyConfig) -> ServerFacts | None:
@@ -97,12 +98,8 @@ def policy_for(
             folder = Path(config.vllm_weights_dir).expanduser() / folder.absolute().name
         weights = WeightsInStep(trainer, engine.backend, score, config.temperature, folder / FOLDER)
         return weights, weights.close
-    whole = WholePolicy(trainer.model, spreads_weights(trainer.args))
-    return functools.partial(_policy_of, trainer, whole), lambda: None
-
-
-def _policy_of(trainer: PostTrainer, whole: WholePolicy) -> torch.nn.Module:
-    return whole.of(trainer.model, trainer.args.device)
+    whole = WholePolicy(trainer.model, spreads_weights(trainer.args), trainer.args.device)
+    return lambda: whole.of(trainer.model), lambda: None
 
 
 def sampling_of(config: PolicyConfig, model: Any, tokenizer: PreTrainedTokenizerBase, in_evaluation: bool) -> Sampling:

@@ -7,6 +7,7 @@ package of vLLM's in the trainer.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -28,6 +29,7 @@ from posttrain.rollout.sampling import Sampling
 from posttrain.rollout.vllm_engine import Backend, Drawn, raise_lost
 from posttrain.rollout.vllm_trial import TRIED, alter, batch_of, is_another, is_strange, keeps_weights, prompts_of
 from posttrain.sharding import skeleton, whole_state_dict
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from posttrain.trainer import PostTrainer
@@ -66,8 +68,8 @@ class WeightsInStep:
         if self.is_first:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def __call__(self) -> None:
-        """Sends the policy if it has changed; called by all processes together.
+    def __call__(self) -> contextlib.AbstractContextManager[None]:
+        """Sends the policy if it has changed; called by all processes together. What it returns gives nothing.
 
         Raises:
             EngineLost: vLLM has not got it.
@@ -75,14 +77,14 @@ class WeightsInStep:
         """
         # Weights change with the steps; after training, those of the best step may have been taken back.
         state = self.trainer.state.global_step, bool(self.trainer.is_in_train)
-        if state == self._sent:
-            return
-        if self._sent is None:
-            self._try_others()
-        self._send()
-        if self._sent is None:
-            self._compare()
-        self._sent = state
+        if state != self._sent:
+            if self._sent is None:
+                self._try_others()
+            self._send()
+            if self._sent is None:
+                self._compare()
+            self._sent = state
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Removes the files, and lets vLLM go."""
@@ -95,6 +97,7 @@ class WeightsInStep:
         began, older = time.perf_counter(), self.folder / str(self._number)
         self._number += 1
         folder, version = self._write(are_altered), f"posttrain-{self._name}-{self._number}"
+        wait_for_all("weights for vLLM")
         ((folder, version),) = gather_object([(folder, version)])[:1]
         lost = None
         try:
@@ -104,6 +107,7 @@ class WeightsInStep:
                 self.backend.remember(folder, version)
         except EngineLost as error:
             lost = error
+        wait_for_all("vLLM, which takes weights")
         raise_lost(gather_object([lost]))
         if self.is_first:
             shutil.rmtree(older, ignore_errors=True)
@@ -140,6 +144,7 @@ class WeightsInStep:
                 altered = self._kind.from_pretrained(folder, dtype="auto")
                 wrong = is_strange(drawn, self._vocabulary)
                 wrong = wrong or keeps_weights(drawn, altered, self._vocabulary, self.temperature)
+        wait_for_all("vLLM, which is tried")
         (wrong,) = gather_object([wrong])[:1]
         raise_lost([wrong])
         if wrong is not None:
@@ -152,7 +157,9 @@ class WeightsInStep:
 
     def _compare(self) -> None:
         """Whether vLLM computes the model that is trained as the trainer does."""
-        (drawn,) = gather_object([self._draw() if self.is_first else None])[:1]
+        drawn = self._draw() if self.is_first else None
+        wait_for_all("vLLM, which is tried")
+        (drawn,) = gather_object([drawn])[:1]
         raise_lost([drawn])
         batch = batch_of(drawn, self._vocabulary).to(self.trainer.args.device)
         wrong = is_another(drawn, self.score(batch).float().cpu().numpy())
