@@ -40,7 +40,7 @@ def words_of(method: str, material: Path, way: str) -> list[str]:
     if method == "grpo":
         more += ["--steps_per_generation", "3"]
     start = run_policy if method == "grpo" else run
-    start(method, material / "base", material / method, material / "reward/out", *more, starter=words.extend)
+    start(method, material / "base", material / f"{method}.jsonl", material / "reward/out", *more, starter=words.extend)
     place = words.index("--output_dir")
     return words[:place] + words[place + 2 :]
 
@@ -117,8 +117,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         material = Path(name)
         write_base(material / "base")
-        write_sft(material / "sft", 30)
-        write_prompts(material / "grpo", 30)
+        write_sft(material / "sft.jsonl", 30)
+        write_prompts(material / "grpo.jsonl", 30)
         for method in arguments.methods:
             words, alone = words_of(method, material, arguments.way), material / f"{method}-alone"
             command = [*POSTTRAIN, *words, "--output_dir", str(alone), "--num_processes", "2"]
