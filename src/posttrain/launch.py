@@ -24,6 +24,7 @@ from posttrain.errors import Stopped, UserError, install
 from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
+from posttrain.loading import collector_at_rest
 from posttrain.machine import num_cores
 from posttrain.meeting import meeting_of, network_variables
 from posttrain.out_of_memory import advice_when_out_of_memory
@@ -31,6 +32,7 @@ from posttrain.runs import check_own
 from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back, is_launched
 from posttrain.terminal import say
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
+from posttrain.waiting import wait_for_all
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 
@@ -58,7 +60,7 @@ def train(
     Raises:
         UserError: A path of the config or a launch option is wrong.
     """
-    with handled():
+    with handled(), collector_at_rest():
         outer = _prepare(config, launch, command, also_check)
         if outer is None:
             settled = _among_others(config) if is_launched() else contextlib.nullcontext()
@@ -220,6 +222,12 @@ def accelerate_file(launch: LaunchOptions) -> Path:
     )
 
 
+def _num_gpus() -> int:
+    import torch  # takes two seconds, for which nobody waits who trains on the CPU
+
+    return torch.accelerator.device_count()
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -241,11 +249,8 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
             f"{install('deepspeed')}; or take --accelerate_config fsdp2, which needs nothing more",
             page="troubleshooting.md#launching",
         )
-    import torch
-
     machines = int(launch.num_machines or settings.get("num_machines") or 1)
-    on_cpu = config.use_cpu or settings.get("use_cpu")
-    gpus = 0 if on_cpu else torch.accelerator.device_count()
+    gpus = 0 if config.use_cpu or settings.get("use_cpu") else _num_gpus()
     if launch.num_processes is None and _is_shipped(launch):
         launch.num_processes = machines * max(1, gpus)
         on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU"
@@ -284,11 +289,16 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     except Stopped:
         _leave_the_others()
         raise
-    _leave_the_others()
+    _leave_the_others("writing the model")
 
 
-def _leave_the_others() -> None:
+def _leave_the_others(doing: str | None = None) -> None:
+    """Ends what connects the processes; those that are still doing something are waited for."""
     import torch
+    from accelerate import PartialState
 
     if torch.distributed.is_initialized():
+        if doing is not None:
+            wait_for_all(doing)
+            PartialState().wait_for_everyone()  # nobody looks into the store any more, which the first may take along
         torch.distributed.destroy_process_group()  # a process that leaves without it may crash on its way out

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from posttrain.checkpoints import (
 )
 from posttrain.disk import write_text
 from posttrain.errors import UserError
+from posttrain.packages import version_of
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -57,7 +58,7 @@ def what_it_depends_on(config: CommonConfig) -> dict[str, Any]:
     """All that a run's result depends on, as far as it is known before anything is loaded: plain data."""
     left_out = {*WITHOUT_A_SAY, *(() if config.load_best_model_at_end else WHEN_TO_SAVE)}
     flags = {name: value for name, value in config.to_mapping().items() if name not in left_out}
-    packages = {name: version(name) for name in PACKAGES}
+    packages = {name: version_of(name) for name in PACKAGES}
     about = {"method": type(config).__name__, "flags": flags, "packages": packages, "code": code_digest()}
     plain: dict[str, Any] = json.loads(json.dumps(about, sort_keys=True, default=str))
     return plain
@@ -278,7 +279,6 @@ def _set_later_aside(run: Path, step: int) -> None:
 def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
     """The newest checkpoint that is whole on all machines, which may share a disk or not: the first process looks
     first and sets damaged ones aside."""
-    import torch
 
     step = -1
     for is_first_round in (True, False):
@@ -286,8 +286,7 @@ def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
             tidy(run)
             found = newest_whole(run)
             step = -1 if found is None else step_of(found)
-        if arguments.world_size > 1:
-            torch.distributed.barrier()
+        wait_for_all("checkpoints that another one checks")
     if arguments.world_size > 1:
         newest = _of_machines(step, arguments)
         step = min(newest)

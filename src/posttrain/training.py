@@ -35,6 +35,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.disk import check_room, write_text
 from posttrain.errors import UserError
 from posttrain.file_hashes import base_model
+from posttrain.loading import libraries_loaded
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
 from posttrain.model_check import check_models, check_vocabulary
@@ -57,6 +58,7 @@ from posttrain.step_record import StepRecord
 from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
 from posttrain.trainer import PostTrainer, peak_memory_mib
+from posttrain.waiting import first_here, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +76,21 @@ def run(method: Method) -> dict[str, float]:
         UserError: a mistake in flags or data, before any weight is loaded where that can be known.
         RunFailed: it cannot go on; its last checkpoint is whole.
     """
+    libraries_loaded()
     config = method.config
     show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time
     provenance = Provenance(config) if arguments.process_index == 0 else None  # and before anybody edits the code
     settle_disks(config, arguments)
-    check_models(config)
-    check_adapter(config)
+    with read_whole(arguments):
+        check_models(config)
+        check_adapter(config)
     tokenizer = load_tokenizer(config)
     check_vocabulary(config, tokenizer)
-    train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
-    assert train is not None
-    evaluation = _evaluation_data(config, tokenizer)
+    with first_here("rows that another one prepares"):
+        train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
+        assert train is not None
+        evaluation = _evaluation_data(config, tokenizer)
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)
@@ -121,7 +126,8 @@ def _build_and_train(
             if config.work_dir is not None:
                 arguments.output_dir = str(Path(config.work_dir) / fingerprint(about))
             checkpoint = settle(Path(arguments.output_dir), config, about, arguments)
-            datasets = method.setup(model, scorer, datasets, arguments.device)
+            datasets = method.setup(model, scorer, datasets, arguments)
+        wait_for_all("log-probs of the reference")
         return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts, checkpoint, provenance)
     finally:
         method.close()
@@ -142,6 +148,7 @@ def _what_was_loaded(
 ) -> dict[str, Any]:
     """What a run depends on beside its flags. The first process of each machine reads it; all call this together."""
     if not _tells(arguments):
+        wait_for_all("reading models")
         return _of_the_first(None, method.config)
     is_folder = reference and Path(reference["reference"]["name"]).is_dir()
     generation = getattr(model, "generation_config", None)
@@ -156,6 +163,7 @@ def _what_was_loaded(
         "processes": arguments.world_size,
         "device": arguments.device.type,
     }
+    wait_for_all("reading models")
     return _of_the_first(about, method.config) if arguments.world_size > 1 else about
 
 
