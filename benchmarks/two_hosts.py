@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from hosts import ADDRESSES, Hosts, why_not
 from tiny import run, run_policy, write_base, write_prompts, write_sft
 
+from posttrain.checkpoints import checkpoints
+
 LOSSES = {
     "power": "all processes of host 1 are killed",
     "first": "all processes of host 0 are killed",
@@ -96,7 +98,7 @@ def drill(words: list[str], loss: str, expected: dict[str, str], folder: Path) -
             seconds.append(time.monotonic() - began)
         left = sum(len(hosts.processes(host)) for host in noticing)
         message = last_message(hosts.said(noticing[0]))
-        before = sorted(path.name for path in (folder / "out").glob("checkpoint-*"))[-1]
+        before = checkpoints(folder / "out")[-1].name
         hosts.set_cable("up")
         again = [command.wait(300) for command in start_both(hosts, words, folder / "out")]
         equal = again == [0, 0] and results(folder / "out") == expected
