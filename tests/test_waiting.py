@@ -55,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds what all that is slow leaves: it runs at the same time, since it mostly sleeps."""
     folder = tmp_path_factory.mktemp("slow")
     base = write_base(folder / "base")
+    ends = json.dumps({"eos_token_id": list(range(3, 90))})  # so that completions are of different lengths
+    (base / "generation_config.json").write_text(ends, encoding="utf-8")
     pairs, prompts = write_preference(folder / "pairs.jsonl"), write_prompts(folder / "prompts.jsonl")
     (folder / "reward_uneven.py").write_text(REWARD, encoding="utf-8")
     uneven = ["--reward_funcs", f"{folder}/reward_uneven.py:uneven", *UNEVEN]
@@ -98,6 +100,7 @@ def test_slow_rewards_uneven_groups_and_too_few_prompts_give_the_steps_of_one_pr
     expected, actual = curve(alone, *names), curve(two, *names)
     assert actual == [pytest.approx(line, rel=2e-4, abs=2e-5) for line in expected]
     assert any(line[4] for line in expected) and len(expected) == 2
+    assert all(1 < line[5] < 8 for line in expected)
     [evaluated], [other] = curve(alone, "eval_loss", "eval_reward"), curve(two, "eval_loss", "eval_reward")
     assert other == pytest.approx(evaluated, rel=2e-4, abs=2e-5)
 
