@@ -73,7 +73,7 @@ def _recomputes_activations(config: Any) -> bool:
     import torch  # not before memory has run out
 
     on_gpu = torch.cuda.is_available() and not config.use_cpu  # where it is on unless it is switched off
-    return bool(on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing)
+    return bool(config.recomputes_activations(on_gpu))
 
 
 def _other_steps(config: Any) -> Iterator[tuple[str, str]]:

@@ -61,7 +61,7 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
         half = torch.float16
     elif arguments.bf16 if not on_gpu else device.bf16 if config.bf16 is None else config.bf16:
         half = torch.bfloat16
-    recomputed = on_gpu if config.gradient_checkpointing is None else bool(config.gradient_checkpointing)
+    recomputed = config.recomputes_activations(on_gpu)
     file = _file_of(launch)
     settings: dict[Any, Any] = accelerate_settings(file) if file is not None else {}
     processes = launch.processes()
