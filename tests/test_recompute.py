@@ -6,14 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from families import make
-from test_config import message, parse
+from families import SHAPE, make
+from helpers_flags import message, parse
 from test_packing_equality import Sequences, score, shared, trees  # noqa: F401 (trees is a fixture)
-from tiny import train, write_base, write_preference, write_sft
+from tiny import run, write_base, write_preference, write_sft
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from posttrain.batch import NO_PARENT, pack
 from posttrain.models import checkpoint_activations
 from posttrain.recompute import KEPT, recompute_less
 from posttrain.scoring import Scorer
@@ -61,10 +64,11 @@ def test_every_way_gives_the_same_bits(family: str, trees: Sequences) -> None:  
 def test_random_numbers_of_dropout_are_drawn_again_in_their_order(trees: Sequences) -> None:  # noqa: F811
     """Attention that drops weights runs again, though another one would be kept: dropout behind it has to draw what it
     drew."""
-    model: Any = make("llama", attention_dropout=0.3)
+    model: Any = make("llama")
     scorer = Scorer(model)
     model.train()
     for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
         layer.mlp.register_forward_hook(lambda module, inputs, output: torch.dropout(output, 0.3, True))
     results = []
     for what in (None, *KEPT):
@@ -79,12 +83,8 @@ def test_random_numbers_of_dropout_are_drawn_again_in_their_order(trees: Sequenc
 
 
 def test_the_more_is_computed_again_the_less_is_held() -> None:
-    import numpy as np
-
-    from posttrain.batch import NO_PARENT, pack
-
-    torch.manual_seed(0)
-    model: Any = make("llama", num_hidden_layers=6)
+    shape = SHAPE | {"num_hidden_layers": 6, "max_position_embeddings": 600}
+    model: Any = LlamaForCausalLM(LlamaConfig(**shape))
     scorer = Scorer(model)
     model.train()
     tokens = np.arange(600) % 50 + 3
@@ -137,3 +137,22 @@ def test_to_recompute_less_is_to_recompute() -> None:
     assert not parse("sft").recomputes_activations(on_gpu=False)
     assert parse("sft").recomputes_activations(on_gpu=True)
     assert not parse("sft", "--no_gradient_checkpointing").recomputes_activations(on_gpu=True)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, of transformers
+@pytest.mark.parametrize(
+    ("method", "what", "words"), [("sft", "elementwise", ""), ("dpo", "all_but_attention", "--use_peft")]
+)
+def test_a_run_gives_the_same_weights(method: str, what: str, words: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    rows = (write_sft if method == "sft" else write_preference)(tmp_path / "rows.jsonl")
+    runs = {}
+    with Counted() as plain:
+        run(method, base, rows, tmp_path / "plain", *words.split())
+    with Counted() as selective:
+        run(method, base, rows, tmp_path / "selective", *words.split(), "--recompute", what)
+    for name in ("plain", "selective"):
+        runs[name] = next((tmp_path / name).glob("*model.safetensors")).read_bytes()
+    assert runs["plain"] == runs["selective"]
+    assert attentions(selective) == attentions(plain) > 0
+    assert selective.counts["aten::silu"] > plain.counts["aten::silu"]
