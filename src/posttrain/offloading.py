@@ -70,7 +70,7 @@ class CudaCopies:
 
 
 def offloading_from(device: torch.device) -> Offloading | None:
-    """For `--activation_offloading`: a context for forward passes on a GPU; None elsewhere, where there is nothing to do.
+    """For `--activation_offloading`: a context for forward passes on a GPU; None where there is nothing to do.
 
     Args:
         device: that is trained on.
@@ -115,7 +115,7 @@ class Offloading(saved_tensors_hooks):
             block = self._blocks[key] = _Block(storage, tensor.device, self._order)
             self._order.append(weakref.ref(block))
             self._send(block)
-        return _View(block, tensor.dtype, tensor.storage_offset(), tuple(tensor.size()), tensor.stride())
+        return _View(block, tensor.dtype, int(tensor.storage_offset()), tuple(tensor.size()), tensor.stride())
 
     def _unpack(self, saved: torch.Tensor | _View) -> torch.Tensor:
         if isinstance(saved, torch.Tensor):
@@ -133,7 +133,7 @@ class Offloading(saved_tensors_hooks):
                 self._fetch(earlier)
         assert block.on_device is not None
         empty = torch.empty(0, dtype=saved.dtype, device=block.on_device.device)
-        return empty.set_(block.on_device.untyped_storage(), saved.offset, saved.size, saved.stride)  # type: ignore[call-overload]
+        return empty.set_(block.on_device.untyped_storage(), saved.offset, saved.size, saved.stride)
 
     def _send(self, block: _Block) -> None:
         source, block.on_device = block.on_device, None
@@ -170,7 +170,7 @@ class _Block:
         # Of a storage that is gone, another one would have the number while nobody remembers the first.
         self.of = StorageWeakRef(storage)
         self.device, self.order, self.index = device, order, len(order)
-        self.on_device: torch.Tensor | None = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)  # type: ignore[call-overload]
+        self.on_device: torch.Tensor | None = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
         self.source: torch.Tensor | None = None
         self.on_host: torch.Tensor | None = None
         self.copy: Any = None

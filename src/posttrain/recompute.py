@@ -28,10 +28,10 @@ _ATTENTION = {
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_flash_attention_forward",
     "torch_attn::_varlen_attn",
-    "posttrain::attend_forest",
+    "posttrain::attend_in_parts",
 }
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::_grouped_mm", "aten::_scaled_grouped_mm"}
-KEPT = {"layers": frozenset[str](), "all_but_attention": _ATTENTION, "elementwise": _ATTENTION | _PRODUCTS}
+KEPT: dict[str, set[str]] = {"layers": set(), "all_but_attention": _ATTENTION, "elementwise": _ATTENTION | _PRODUCTS}
 
 
 def recompute_less(model: torch.nn.Module, what: str, settings: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class _RecomputeLess(TrainerCallback):
         recompute_less(kwargs["model"], self.what, self.settings)
 
 
-def _contexts(kept: frozenset[str] | set[str]) -> Callable[[], tuple[Any, Any]]:
+def _contexts(kept: set[str]) -> Callable[[], tuple[Any, Any]]:
     def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         keeps = operation.name() in kept and not _draws(operation, args, kwargs)
         return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
