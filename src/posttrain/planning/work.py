@@ -53,8 +53,13 @@ def forward_operations(shape: ModelShape, load: Load) -> float:
     """Of a forward pass over a micro-batch, the head at the targets only."""
     share = 1.0 if shape.by_segments else load.padded / max(1.0, load.tokens)
     products = 2 * shape.per_token * load.tokens * share
-    attention = 4 * shape.query * load.pairs * shape.layers * share
-    return products + attention + 2 * shape.head * load.targets
+    return products + attention_operations(shape, load) + 2 * shape.head * load.targets
+
+
+def attention_operations(shape: ModelShape, load: Load) -> float:
+    """Of these, attention's."""
+    share = 1.0 if shape.by_segments else load.padded / max(1.0, load.tokens)
+    return 4 * shape.query * load.pairs * shape.layers * share
 
 
 def work_of(
@@ -80,7 +85,14 @@ def work_of(
     forward = forward_operations(shape, load)
     is_whole = shape.num_trained >= shape.num_parameters
     backward = 2 * forward if is_whole else forward * (1 + shape.trained_share)
-    training = forward * (2 if setting.recomputed else 1) + backward
+    training = forward + backward
+    if setting.recomputed:
+        again = {
+            "layers": forward,
+            "all_but_attention": forward - attention_operations(shape, load),
+            "elementwise": 0.0,
+        }
+        training += again[setting.recompute] / setting.every
     number = setting.micro_batches
     sampled = drawn = 0.0
     if sampling is not None:
