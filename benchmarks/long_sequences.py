@@ -2,7 +2,8 @@
 
 `python benchmarks/long_sequences.py recompute|prefix|row|plans` prints a table each; docs/long_sequences.md has them.
 Memory is counted by torch's profiler: tensors that are there at once, at most, in a forward and a backward pass,
-weights and their gradients left out. Seconds are the best of two passes. `plans` runs nothing: it asks `posttrain plan`.
+weights and their gradients left out. Seconds are the best of two passes. `plans` trains nothing; it asks
+`posttrain plan`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.batch import NO_PARENT, pack
 from posttrain.models import checkpoint_activations
-from posttrain.recompute import KEPT, recompute_less
+from posttrain.recompute import KEPT, _draws, recompute_less
 from posttrain.scoring import Scorer
 
 
@@ -97,9 +97,12 @@ def test_the_more_is_computed_again_the_less_is_held() -> None:
         held[what] = held_after_forward(lambda: scorer(model, batch).logprobs.sum())
     assert held["layers"] < held["all_but_attention"] < held["elementwise"] < held[None]
     # Beside the inputs of layers: attention's output, and one number a query and head.
-    config = model.config
-    each = 600 * 4 * (config.hidden_size + config.num_attention_heads)
+    hidden, heads, inner = shape["hidden_size"], shape["num_attention_heads"], shape["intermediate_size"]
+    each = 600 * 4 * (hidden + heads)
     assert held["all_but_attention"] - held["layers"] == pytest.approx(6 * each, rel=0.05)
+    # Queries, keys and values of half the heads, what attention and the feed-forward network give, its two inner ones.
+    products = 600 * 4 * (hidden + 2 * hidden // 2 + 2 * hidden + 2 * inner)
+    assert held["elementwise"] - held["all_but_attention"] == pytest.approx(6 * products, rel=0.05)
 
 
 def held_after_forward(run: Any) -> int:
@@ -110,6 +113,15 @@ def held_after_forward(run: Any) -> int:
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     del loss
     return sum(event.nbytes() for event in events)
+
+
+def test_a_layer_that_draws_random_numbers_in_attention_is_not_kept() -> None:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention.default
+    query = torch.empty(1, 1, 1, 1)
+    assert _draws(kernel, (query, query, query, 0.1), {})
+    assert _draws(kernel, (query, query, query), {"dropout_p": 0.1})
+    assert not _draws(kernel, (query, query, query), {})
+    assert not _draws(torch.ops.aten.mm.default, (query, query), {})
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import make
+from test_head_memory import Largest
 from test_packing_equality import (  # trees is a fixture
     Sequences,
     assert_same,
@@ -18,7 +20,7 @@ from test_packing_equality import (  # trees is a fixture
 )
 
 from posttrain import attention, shared_prefix
-from posttrain.batch import NO_PARENT, Segments
+from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.models import checkpoint_activations
 from posttrain.recompute import recompute_less
 from posttrain.scoring import Scorer
@@ -81,6 +83,23 @@ def test_the_batch_picks_by_what_gathering_takes() -> None:
     apart = Segments((8000, 500, 8000, *[500] * 64), (NO_PARENT, 0, NO_PARENT, *[0] * 64))
     assert not shared_prefix.attends_in_parts(query, key, apart, None)
     assert not shared_prefix.attends_in_parts(query, key, Segments((32_768,), (NO_PARENT,)), None)
+
+
+@pytest.mark.parametrize("lengths", [(1024,), (200, 300, 524), (600, 200, 224)])
+def test_scores_of_a_row_are_never_held_whole(lengths: tuple[int, ...]) -> None:
+    """One document, several of them, and a prompt with two completions: no tensor has a number a pair of tokens."""
+    parents = [0, 0] if lengths[0] == 600 else [NO_PARENT] * (len(lengths) - 1)
+    ids = [np.arange(length) % 90 for length in lengths]
+    masks = [np.full(length, index > 0 or len(lengths) == 1) for index, length in enumerate(lengths)]
+    for mask in masks:
+        mask[0] = False
+    model: Any = make("llama")
+    scorer = Scorer(model)
+    model.train()
+    with Largest() as found:
+        scorer(model, pack(ids, masks, [NO_PARENT, *parents], num_groups=1)).logprobs.sum().backward()
+    pairs = sum(length**2 for length in lengths)
+    assert found.numbers < pairs / 2 if len(lengths) == 3 else found.numbers < pairs / 8
 
 
 def test_torch_finds_nothing_wrong_with_the_operation() -> None:
