@@ -14,6 +14,7 @@ from posttrain.planning.devices import Device
 from posttrain.planning.memory import Sampling, Setting
 from posttrain.planning.shape import ModelShape
 
+_ATTENTION_BACKWARD = 2.5  # times its forward pass: FlashAttention computes the scores once more
 # Seconds that a layer costs beside its products, once a pass, and once more a segment where attention is computed
 # segment by segment (on CPUs); and a step, for optimizer, clipping and bookkeeping. Measured on small models on a CPU.
 _OF_LAYER = {"cpu": 1.0e-3, "cuda": 0.15e-3}
@@ -51,15 +52,30 @@ class Work:
 
 def forward_operations(shape: ModelShape, load: Load) -> float:
     """Of a forward pass over a micro-batch, the head at the targets only."""
-    share = 1.0 if shape.by_segments else load.padded / max(1.0, load.tokens)
-    products = 2 * shape.per_token * load.tokens * share
-    return products + attention_operations(shape, load) + 2 * shape.head * load.targets
+    return sum(_forward(shape, load))
 
 
-def attention_operations(shape: ModelShape, load: Load) -> float:
-    """Of these, attention's."""
+def training_operations(shape: ModelShape, load: Load) -> float:
+    """Of a forward and a backward pass over a micro-batch, activations kept."""
+    products, attention = _forward(shape, load)
+    # A product's backward pass is one for its inputs and one for its weights, where those are trained.
+    is_whole = shape.num_trained >= shape.num_parameters
+    backward = products * (2 if is_whole else 1 + shape.trained_share) + _ATTENTION_BACKWARD * attention
+    return products + attention + backward
+
+
+def recomputed_operations(shape: ModelShape, setting: Setting, load: Load) -> float:
+    """Of what gradient checkpointing computes again of a forward pass over a micro-batch."""
+    products, attention = _forward(shape, load)
+    again = {"layers": products + attention, "all_but_attention": products, "elementwise": 0.0}[setting.recompute]
+    return again / setting.every if setting.recomputed else 0.0
+
+
+def _forward(shape: ModelShape, load: Load) -> tuple[float, float]:
+    """Operations of products with weights, and of attention."""
     share = 1.0 if shape.by_segments else load.padded / max(1.0, load.tokens)
-    return 4 * shape.query * load.pairs * shape.layers * share
+    products = 2 * shape.per_token * load.tokens * share + 2 * shape.head * load.targets
+    return products, 4 * shape.query * load.pairs * shape.layers * share
 
 
 def work_of(
@@ -83,16 +99,7 @@ def work_of(
         generations: a step.
     """
     forward = forward_operations(shape, load)
-    is_whole = shape.num_trained >= shape.num_parameters
-    backward = 2 * forward if is_whole else forward * (1 + shape.trained_share)
-    training = forward + backward
-    if setting.recomputed:
-        again = {
-            "layers": forward,
-            "all_but_attention": forward - attention_operations(shape, load),
-            "elementwise": 0.0,
-        }
-        training += again[setting.recompute] / setting.every
+    training = training_operations(shape, load) + recomputed_operations(shape, setting, load)
     number = setting.micro_batches
     sampled = drawn = 0.0
     if sampling is not None:
