@@ -76,22 +76,29 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, cls: type[PreTrainedModel] = Qwen2ForCausalLM) -> PreTrainedModel:
-    """A random Qwen2 of 4.2 million parameters, with the output layer of its class."""
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_LENGTH * 2,
+}
+
+
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, cls: type[PreTrainedModel] = Qwen2ForCausalLM, **sizes: int
+) -> PreTrainedModel:
+    """A random Qwen2 with the output layer of its class, of 4.2 million parameters unless told other sizes."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_LENGTH * 2,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         num_labels=1,
+        **(SIZES | sizes),
     )
     return cls(config)
 

@@ -318,8 +318,9 @@ def test_operations_of_a_step(folder: Path) -> None:
     products = 2 * 357_826_560 * 1000 + 2 * 151936 * 896 * 900  # the head at the targets alone
     attention = 4 * 896 * 500_500 * 24
     assert forward_operations(shape, LOAD) == products + attention
-    assert work_of(shape, setting(), LOAD).training == 3 * (products + attention)
-    assert work_of(shape, setting(recomputed=True, micro_batches=2), LOAD).training == 2 * 4 * (products + attention)
+    assert work_of(shape, setting(), LOAD).training == 3 * products + 3.5 * attention
+    twice = work_of(shape, setting(recomputed=True, micro_batches=2), LOAD)
+    assert twice.training == 2 * (4 * products + 4.5 * attention)
 
 
 # -- large
@@ -352,6 +353,13 @@ def test_ten_million_rows_are_planned_without_reading_them(folder: Path, tmp_pat
     assert found.rows.looked_at == 1000
     assert found.steps.number == number // 8
     assert any("first 1,000" in text for text in found.assumptions)
+    needed = found.rows.preparation
+    assert needed is not None and needed.disk == pytest.approx(found.disk.cache, rel=1e-3)
+    assert found.time.start > needed.seconds > 0
+    packed = planned(folder, "sft", "qwen2-0.5b", f"{flags} --packing --dataset_num_proc 1", gpu="h100", most_rows=1000)
+    assert packed.rows.preparation is not None and packed.rows.preparation.processes == 1
+    assert packed.rows.preparation.disk > 1.5 * packed.disk.cache  # written twice
+    assert packed.rows.preparation.memory > needed.memory
 
 
 def test_streamed_rows_of_unknown_number(folder: Path) -> None:

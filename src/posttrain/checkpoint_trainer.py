@@ -48,6 +48,8 @@ class CheckpointTrainer(Trainer):
         self._seconds_before = 0.0
         self._began = time.time()
         self._save_at_epoch_end = False
+        if self.args.save_on_each_node:  # of which transformers' models know nothing: the very first process writes
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
     # -- writing
 

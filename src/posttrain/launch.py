@@ -25,6 +25,7 @@ from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
 from posttrain.machine import num_cores
+from posttrain.meeting import meeting_of, network_variables
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.runs import check_own
 from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back, is_launched
@@ -119,18 +120,17 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
         command: A script or `-m module`, and its arguments.
     """
     name = launch.accelerate_config or ("multi_gpu" if launch.config_file is None else None)
-    words = ["--config_file", str(accelerate_file(launch))]
-    for option in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
-        value = getattr(launch, option)
-        if value is not None:
-            words += [f"--{option}", str(value)]
     settings = accelerate_settings(accelerate_file(launch))
-    if (
-        launch.main_process_port is None
-        and "main_process_port" not in settings
-        and _num_machines(launch, settings) == 1
-    ):
-        words += ["--main_process_port", str(_free_port())]
+    words, meeting = ["--config_file", str(accelerate_file(launch))], meeting_of(launch, settings)
+    if meeting is not None:
+        words += meeting.words()
+    else:
+        for option in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+            value = getattr(launch, option)
+            if value is not None:
+                words += [f"--{option}", str(value)]
+        if launch.main_process_port is None and "main_process_port" not in settings:
+            words += ["--main_process_port", str(_free_port())]
     if name == "cpu" or settings.get("distributed_type") == "MULTI_CPU":
         # accelerate's word for one process per device; on a CPU it does the same. Without it, a file of several CPU
         # processes starts one, unless MPI is there to start the others.
@@ -139,12 +139,15 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
 
 
 def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
-    """The variables that the processes get: the mark that they are launched, and their share of the cores."""
+    """The variables that the processes get: the mark that they are launched, their share of the cores, and on several
+    machines the network between them."""
     settings = accelerate_settings(accelerate_file(launch))
-    processes = launch.num_processes or settings.get("num_processes") or 1
-    here = max(1, int(processes) // _num_machines(launch, settings))
-    share = max(1, num_cores() // here)
-    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
+    meeting = meeting_of(launch, settings)
+    processes = int(launch.num_processes or settings.get("num_processes") or 1)
+    here = processes if meeting is None else meeting.processes // meeting.machines
+    share = max(1, num_cores() // max(1, here))
+    network = {} if meeting is None else network_variables(meeting, os.environ)
+    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))} | network
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -217,10 +220,6 @@ def accelerate_file(launch: LaunchOptions) -> Path:
     )
 
 
-def _num_machines(launch: LaunchOptions, settings: Mapping[str, object]) -> int:
-    return launch.num_machines or int(str(settings.get("num_machines") or 1))
-
-
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -242,24 +241,27 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
             f"{install('deepspeed')}; or take --accelerate_config fsdp2, which needs nothing more",
             page="troubleshooting.md#launching",
         )
-    if _num_machines(launch, settings) > 1:
-        return True
     import torch
 
+    machines = int(launch.num_machines or settings.get("num_machines") or 1)
     on_cpu = config.use_cpu or settings.get("use_cpu")
     gpus = 0 if on_cpu else torch.accelerator.device_count()
     if launch.num_processes is None and _is_shipped(launch):
-        launch.num_processes = max(1, gpus)
-        on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU; --num_processes N takes more"
-        logging.getLogger(__name__).info("%s: 1 process on %s", launch.accelerate_config, on)
-    wanted = launch.num_processes or int(str(settings.get("num_processes") or 1))
-    if gpus and wanted > gpus:
+        launch.num_processes = machines * max(1, gpus)
+        on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU"
+        of = f" of each of {machines} machines" if machines > 1 else ""
+        more = "" if gpus else "; --num_processes N takes more"
+        logging.getLogger(__name__).info("%s: 1 process on %s%s%s", launch.accelerate_config, on, of, more)
+    wanted = launch.num_processes or int(settings.get("num_processes") or 1)
+    meeting = meeting_of(launch, settings)
+    if gpus and wanted > machines * gpus:
+        of_all = f" for {machines} machines" if machines > 1 else ""
         raise UserError(
-            f"{wanted} processes are asked for and this machine has {gpus} GPU{'s' * (gpus > 1)}, one a process: "
-            f"--num_processes {gpus}",
+            f"{wanted // machines} processes are asked for and this machine has {gpus} GPU{'s' * (gpus > 1)}, one a "
+            f"process: --num_processes {machines * gpus}{of_all}",
             page="troubleshooting.md#launching",
         )
-    return wanted > 1 or settings.get("distributed_type") != "MULTI_GPU"
+    return meeting is not None or wanted > 1 or settings.get("distributed_type") != "MULTI_GPU"
 
 
 def _is_shipped(launch: LaunchOptions) -> bool:

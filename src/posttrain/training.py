@@ -45,6 +45,7 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
+from posttrain.one_run import check_same, num_machines, settle_disks
 from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
 from posttrain.provenance import Provenance, is_timing
@@ -77,6 +78,7 @@ def run(method: Method) -> dict[str, float]:
     show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time
     provenance = Provenance(config) if arguments.process_index == 0 else None  # and before anybody edits the code
+    settle_disks(config, arguments)
     check_models(config)
     check_adapter(config)
     tokenizer = load_tokenizer(config)
@@ -111,7 +113,7 @@ def _build_and_train(
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
             scorer = method.make_scorer(model)
-            reference = _reference_files(config) if provenance is not None else {}
+            reference = _reference_files(config) if _tells(arguments) else {}
             about = what_it_depends_on(config) | _what_was_loaded(method, model, datasets, arguments, reference)
             if provenance is not None:
                 data = {"train": train} | ({} if evaluation is None else {"test": evaluation})
@@ -138,9 +140,9 @@ def _what_was_loaded(
     arguments: TrainingArguments,
     reference: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a run depends on beside its flags. The first process reads it; all call this together."""
-    if arguments.process_index > 0:
-        return dict(broadcast_object_list([None])[0])
+    """What a run depends on beside its flags. The first process of each machine reads it; all call this together."""
+    if not _tells(arguments):
+        return _of_the_first(None, method.config)
     is_folder = reference and Path(reference["reference"]["name"]).is_dir()
     generation = getattr(model, "generation_config", None)
     settings = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
@@ -154,7 +156,24 @@ def _what_was_loaded(
         "processes": arguments.world_size,
         "device": arguments.device.type,
     }
-    return dict(broadcast_object_list([about])[0]) if arguments.world_size > 1 else about
+    return _of_the_first(about, method.config) if arguments.world_size > 1 else about
+
+
+def _tells(arguments: TrainingArguments) -> bool:
+    """Whether this process tells what a run depends on: the first, and of several machines the first of each."""
+    return arguments.local_process_index == 0 and (arguments.process_index == 0 or num_machines() > 1)
+
+
+def _of_the_first(about: dict[str, Any] | None, config: CommonConfig) -> dict[str, Any]:
+    """What the first process has found, in all processes, when all machines have found the same.
+
+    Args:
+        about: what this one has found.
+        config: of the run.
+    """
+    if num_machines() > 1:
+        check_same(None if about is None else what_it_depends_on(config) | about)
+    return dict(broadcast_object_list([about])[0])
 
 
 def _load(method: Method, tokenizer: Any, arguments: TrainingArguments) -> transformers.PreTrainedModel:
@@ -286,6 +305,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float],
     assert config.output_dir is not None
     folder = Path(config.output_dir)
     beside = folder / ".saving"
+    trainer.args.save_on_each_node = False  # of machines with disks of their own, the first gets the finished model
     with room_to_write("the finished model", Path(trainer.args.output_dir), beside):
         if trainer.args.should_save:
             shutil.rmtree(beside, ignore_errors=True)

@@ -14,6 +14,7 @@ from posttrain.planning.devices import Device
 from posttrain.planning.memory import Sampling, Setting
 from posttrain.planning.shape import ModelShape
 
+_ATTENTION_BACKWARD = 2.5  # times its forward pass: FlashAttention computes the scores once more
 # Seconds that a layer costs beside its products, once a pass, and once more a segment where attention is computed
 # segment by segment (on CPUs); and a step, for optimizer, clipping and bookkeeping. Measured on small models on a CPU.
 _OF_LAYER = {"cpu": 1.0e-3, "cuda": 0.15e-3}
@@ -51,10 +52,29 @@ class Work:
 
 def forward_operations(shape: ModelShape, load: Load) -> float:
     """Of a forward pass over a micro-batch, the head at the targets only."""
+    return sum(_forward(shape, load))
+
+
+def training_operations(shape: ModelShape, load: Load, recomputed: bool = False) -> float:
+    """Of a forward and a backward pass over a micro-batch.
+
+    Args:
+        shape: of the model.
+        load: the micro-batch.
+        recomputed: activations are, so that there is another forward pass.
+    """
+    products, attention = _forward(shape, load)
+    # A product's backward pass is one for its inputs and one for its weights, where those are trained.
+    is_whole = shape.num_trained >= shape.num_parameters
+    backward = products * (2 if is_whole else 1 + shape.trained_share) + _ATTENTION_BACKWARD * attention
+    return (products + attention) * (2 if recomputed else 1) + backward
+
+
+def _forward(shape: ModelShape, load: Load) -> tuple[float, float]:
+    """Operations of products with weights, and of attention."""
     share = 1.0 if shape.by_segments else load.padded / max(1.0, load.tokens)
-    products = 2 * shape.per_token * load.tokens * share
-    attention = 4 * shape.query * load.pairs * shape.layers * share
-    return products + attention + 2 * shape.head * load.targets
+    products = 2 * shape.per_token * load.tokens * share + 2 * shape.head * load.targets
+    return products, 4 * shape.query * load.pairs * shape.layers * share
 
 
 def work_of(
@@ -78,9 +98,7 @@ def work_of(
         generations: a step.
     """
     forward = forward_operations(shape, load)
-    is_whole = shape.num_trained >= shape.num_parameters
-    backward = 2 * forward if is_whole else forward * (1 + shape.trained_share)
-    training = forward * (2 if setting.recomputed else 1) + backward
+    training = training_operations(shape, load, setting.recomputed)
     number = setting.micro_batches
     sampled = drawn = 0.0
     if sampling is not None:
