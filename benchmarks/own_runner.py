@@ -2,11 +2,19 @@
 
 import sys
 
-import recorder
+from posttrain import cli
+from posttrain.config import CommonConfig
 
-from posttrain.cli import main
+
+def recorded(config: CommonConfig) -> None:
+    """Trains; the recorder, which needs transformers, comes where posttrain would load it by itself."""
+    import recorder
+
+    recorder.install(record)
+    train(config)
+
 
 if __name__ == "__main__":
     method, record, *flags = sys.argv[1:]
-    recorder.install(record)
-    sys.exit(main([method, *flags]))
+    train, cli._train = cli._train, recorded
+    sys.exit(cli.main([method, *flags]))

@@ -24,6 +24,7 @@ from posttrain.experiment.evaluation_data import read_pairs, read_problems
 from posttrain.experiment.evaluation_statistics import with_interval
 from posttrain.experiment.settings import read_settings, split_words
 from posttrain.gpu_slots import take_slot
+from posttrain.loading import collector_at_rest
 
 REQUIRED = dataclasses.MISSING
 USAGE = "scripts/evaluate.py MODEL-NAME [--params FILE]"
@@ -117,10 +118,11 @@ def evaluate(
     name: str, settings: EvaluateSettings, problems: list[dict[str, Any]], pairs: list[dict[str, Any]]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The metrics of a model, and a result a problem and a pair."""
-    import torch
+    with collector_at_rest():
+        import torch
 
-    from posttrain.experiment import evaluation_models as models
-    from posttrain.experiment.evaluation_rewards import reward_scores
+        from posttrain.experiment import evaluation_models as models
+        from posttrain.experiment.evaluation_rewards import reward_scores
 
     torch.set_num_threads(settings.num_threads)
     size, num_tokens = settings.batch_size, settings.tokens_at_once

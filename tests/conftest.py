@@ -1,6 +1,7 @@
 """What holds for every test: no network, no files outside pytest's own folder, no draws that differ between runs."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+# Until all tests are collected, and with them the libraries: see posttrain.loading.
+gc.disable()
 # A shell that starts this in the background has Ctrl-C ignored, here and in all that is started from here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,6 +33,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Training looks for garbage again and again, which among all that libraries have made takes 0.3 s each time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

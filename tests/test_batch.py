@@ -24,6 +24,8 @@ def test_a_prompt_with_two_completions_and_a_document() -> None:
     assert batch.end_positions.tolist() == [4, 5, 8]
     assert batch.num_tokens == 5 + 4 + 3
     assert batch.weights() == {"targets": 5, "sequences": 3, "groups": 2}
+    sequences = [ids.tolist() for ids in batch.sequences()]
+    assert sequences == [[10, 11, 12, 20, 21], [10, 11, 12, 30], [40, 41, 42]]
     assert batch.segments.key_lengths == (3, 5, 4, 3)
     cu_queries, cu_keys, key_index = batch.segments.gather_indices(torch.device("cpu"))
     assert cu_queries.tolist() == [0, 3, 5, 6, 9]

@@ -155,7 +155,7 @@ def test_other_processes_run_the_same_command(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_file_of_accelerate_is_taken_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("num_processes: 2\nnum_machines: 2\nmain_process_port: 1\n")
+    file.write_text("num_processes: 2\nmain_process_port: 1\n")
     for flag in ("--config_file", "--accelerate_config"):
         command = launcher_command(launch_options(flag, str(file)), ["x.py"])
         assert command[3:] == ["--config_file", str(file), "x.py"]
@@ -170,7 +170,8 @@ def test_a_file_of_several_cpu_processes_starts_several(tmp_path: Path) -> None:
 def test_every_shipped_launcher_configuration_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for file in (ROOT / "accelerate_configs").glob("*.yaml"):
-        assert str(file) in launcher_command(launch_options("--accelerate_config", file.stem), ["x.py"])
+        where = ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"] if file.stem == "multi_node" else []
+        assert str(file) in launcher_command(launch_options("--accelerate_config", file.stem, *where), ["x.py"])
 
 
 @pytest.mark.parametrize(

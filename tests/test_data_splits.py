@@ -194,6 +194,6 @@ def test_rows_are_counted_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         check(config(**flags, eval_strategy="steps"), "sft")
     assert len(read) == 6
     assert len(opened(**flags)) == 4 and len(opened("test", **flags)) == 2
-    assert len(read) == 6 + 6 + 2 * 6
+    assert len(read) == 6 + 2 * 6  # and lines are counted without a look at what they say
     datasets.Dataset.from_list(rows(0, 4)).to_parquet(folder / "train.parquet")
-    assert sources.count_rows(sources.FileSource((folder / "train.parquet",))) == 4 and len(read) == 24
+    assert sources.count_rows(sources.FileSource((folder / "train.parquet",))) == 4 and len(read) == 18

@@ -5,22 +5,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from equal_steps import logged, steps_seen
 from safetensors.torch import load_file
+from several_commands import launch
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
-from posttrain.config import LaunchOptions
-from posttrain.launch import launcher_command, launcher_environment
-
-HERE = Path(__file__).resolve().parent
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs pip install -e '.[deepspeed]'"
 )
@@ -89,16 +84,21 @@ def words(method: str, processes: int) -> list[str]:
     return [*sizes, "--per_device_eval_batch_size", str(8 // processes), "--max_steps", "4", *EVALUATION, *extra]
 
 
+def recorded(folder: Path, method: str) -> list[str]:
+    return ["--record_steps", str(folder / f"{method}.jsonl")]
+
+
 @pytest.fixture(scope="module")
 def alone(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """method → trainer state and output folder of the run in one process, made when it is first asked for."""
-    folder, done = tmp_path_factory.mktemp("alone"), dict[str, Any]()
+    """method → output folder of the run in one process, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("alone")
 
-    def of(method: str) -> tuple[dict[str, Any], Path]:
-        if method not in done:
+    def of(method: str) -> Path:
+        if not (folder / method).exists():
             start = run_policy if method in ("grpo", "rloo") else run
-            done[method] = start(method, base, rows[method], folder / method, *words(method, 1), *CHECKPOINTS)
-        return done[method], folder / method
+            more = [*words(method, 1), *CHECKPOINTS, *recorded(folder, method)]
+            start(method, base, rows[method], folder / method, *more)
+        return folder / method
 
     return of
 
@@ -116,27 +116,13 @@ def together(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPat
                 start = run_policy if method in ("grpo", "rloo") else run
                 record = partial(start, method, base, rows[method], starter=commands.append)
                 more = words(method, 2) + CHECKPOINTS
-                record(folder / method, *more)
+                record(folder / method, *more, *recorded(folder, method))
                 point = folder / method / "checkpoint-2"
                 record(folder / f"{method}-resumed", *more, "--resume_from_checkpoint", str(point))
-            # DeepSpeed holds on to the processes' group of its first run.
-            for part in [[command] for command in commands] if way.startswith("zero") else [commands]:
-                launch(way, part, folder)
+            launch(commands, folder, way)
         return done[way]
 
     return of
-
-
-def launch(way: str, commands: list[list[str]], folder: Path) -> None:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    (folder / "commands.json").write_text(json.dumps(list(zip(ports, commands, strict=True))), encoding="utf-8")
-    options = LaunchOptions(num_processes=2, accelerate_config=way)
-    command = launcher_command(options, [str(HERE / "several_commands.py"), str(folder / "commands.json")])
-    done = subprocess.run(command, env=os.environ | launcher_environment(options), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def files_of(folder: Path) -> set[str]:
@@ -147,24 +133,20 @@ def state_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")))
 
 
-def logged(state: dict[str, Any]) -> list[dict[str, float]]:
-    """All that was measured in training and evaluation."""
-    return [line for line in state["log_history"] if "loss" in line or "eval_loss" in line]
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_losses_and_weights_as_one_process(way: str, method: str, alone: Any, together: Any) -> None:
-    expected, one = alone(method)
-    two = together(way) / method
-    wanted, actual = logged(expected), logged(state_of(two))
+def test_the_same_steps_as_in_one_process(way: str, method: str, alone: Any, together: Any) -> None:
+    one, two = alone(method), together(way) / method
+    wanted, actual = logged(one), logged(two)
     assert [line.keys() for line in actual] == [line.keys() for line in wanted]
     assert sum("eval_loss" in line for line in wanted) >= 2
-    ends = [state["log_history"][-1]["train_loss"] for state in (expected, state_of(two))]
+    ends = [state["log_history"][-1]["train_loss"] for state in map(state_of, (one, two))]
     assert ends[1] == pytest.approx(ends[0], rel=2e-4, abs=2e-5)
     for line, other in zip(wanted, actual, strict=True):
         for name, value in line.items():
             assert other[name] == pytest.approx(value, rel=2e-4, abs=2e-5), (name, line["step"])
+    # The same rows in each step, and the same completions, to the last token.
+    assert steps_seen(one.with_suffix(".jsonl")) == steps_seen(two.with_suffix(".jsonl"))
     file = "adapter_model.safetensors" if "--use_peft" in METHODS[method] else "model.safetensors"
     weights, others = load_file(one / file), load_file(two / file)
     assert weights.keys() == others.keys()

@@ -34,6 +34,7 @@ OTHER_PROGRAMS = {".", "accelerate", "cd", "git", "hf", "tensorboard"}
 OTHER_FLAGS = {"--help", "--version", "--flag", "--params", "--logdir", "--num_train_epoch"}
 OTHER_FLAGS |= {"--all", "--format", "--jobs", "--stages", "--dry", "--output", "--kill"}
 OTHER_FLAGS |= {"--atol", "--rtol", "--check", "--keep"}
+OTHER_FLAGS |= {"--signal", "--requeue", "--label"}  # sbatch's and srun's
 KIND_OF_PAGE = {
     "docs/sft.md": "sft",
     "docs/reward.md": "preference",
@@ -90,6 +91,9 @@ def test_commands_are_understood(block: Block, command: str, tmp_path: Path, mon
         monkeypatch.chdir(tmp_path)
         write_files_of(block.document, tmp_path)
         check_posttrain(words, tmp_path)
+    elif program == "sbatch":
+        monkeypatch.chdir(tmp_path)
+        check_sbatch(words, tmp_path)
     elif program == "make":
         check_make(words)
     elif program == "python":
@@ -130,6 +134,12 @@ def check_posttrain(words: list[str], folder: Path) -> None:
     assert config.model_name_or_path
     if launch.accelerate_config is not None and "/" not in launch.accelerate_config:
         assert (ROOT / "accelerate_configs" / f"{launch.accelerate_config}.yaml").is_file()
+
+
+def check_sbatch(words: list[str], folder: Path) -> None:
+    (script,) = (word for word in words if word.endswith(".sbatch"))
+    assert (ROOT / script).is_file()
+    check_posttrain(words[words.index(script) + 1 :], folder)
 
 
 def check_other_command(name: str, *words: str) -> None:

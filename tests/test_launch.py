@@ -37,7 +37,7 @@ def settled(*words: str) -> tuple[bool, int | None]:
         (0, "--accelerate_config fsdp1", (True, 1)),
         (0, "--num_processes 3", (True, 3)),
         (4, "--num_processes 8 --use_cpu", (True, 8)),
-        (4, "--accelerate_config multi_node --machine_rank 0 --main_process_ip 10.0.0.1", (True, None)),
+        (4, "--accelerate_config multi_node --machine_rank 0 --main_process_ip 10.0.0.1", (True, 8)),
     ],
 )
 def test_as_many_processes_as_gpus(

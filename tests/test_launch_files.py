@@ -19,7 +19,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "distributed_type": DistributedType.MULTI_GPU,
         "num_machines": 2,
         "machine_rank": 1,
-        "main_process_ip": "10.0.0.1",
+        "main_process_ip": "127.0.0.1",
         "main_process_port": 29500,
     },
     "fsdp": {
@@ -60,7 +60,7 @@ def test_files_of_accelerate_config_are_taken(answers: str, suffix: str, tmp_pat
         ["sft"],
     )
     # One machine gets a port of its own; where there are several, they have to agree on one.
-    assert (arguments.main_process_port is None) == (answers == "two machines")
+    assert (arguments.main_process_port == 29500) == (answers == "two machines")
     assert launcher_environment(launch)["OMP_NUM_THREADS"].isdigit()
 
 

@@ -353,6 +353,13 @@ def test_ten_million_rows_are_planned_without_reading_them(folder: Path, tmp_pat
     assert found.rows.looked_at == 1000
     assert found.steps.number == number // 8
     assert any("first 1,000" in text for text in found.assumptions)
+    needed = found.rows.preparation
+    assert needed is not None and needed.disk == pytest.approx(found.disk.cache, rel=1e-3)
+    assert found.time.start > needed.seconds > 0
+    packed = planned(folder, "sft", "qwen2-0.5b", f"{flags} --packing --dataset_num_proc 1", gpu="h100", most_rows=1000)
+    assert packed.rows.preparation is not None and packed.rows.preparation.processes == 1
+    assert packed.rows.preparation.disk > 1.5 * packed.disk.cache  # written twice
+    assert packed.rows.preparation.memory > needed.memory
 
 
 def test_streamed_rows_of_unknown_number(folder: Path) -> None:

@@ -22,18 +22,28 @@ SOURCE = ROOT / "src"
 # Who may import whom: a part imports from its own row and from the rows below it, and from nothing above.
 LAYERS = [
     {"cli"},
-    {"launch", "processes", "experiment", "inspection", "planning", "environment", "completion"},
+    {
+        "launch",
+        "processes",
+        "meeting",
+        "heartbeat",
+        "experiment",
+        "inspection",
+        "planning",
+        "environment",
+        "completion",
+    },
     {
         *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
         *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
-        *("file_hashes", "step_record", "planned", "tensorboard_run"),
+        *("file_hashes", "step_record", "planned", "tensorboard_run", "one_run"),
     },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model"},
     {"batch", "attention", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout"},
+    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout", "waiting", "loading", "packages"},
 ]
 
 

@@ -210,5 +210,7 @@ def test_padded_attention_gives_the_same_run(base: Path, tmp_path: Path) -> None
     words = ["--attn_implementation", "eager"]
     padded = curve(run("dpo", base, data, tmp_path / "padded", *geometry(8, 1), *words), "loss", "grad_norm")
     torch.testing.assert_close(torch.tensor(padded), torch.tensor(packed), rtol=1e-4, atol=1e-5)
-    frozen = Reference.frozen_copy(AutoModelForCausalLM.from_pretrained(base), torch.device("cpu"), packed=False)
+    frozen = Reference.frozen_copy(
+        AutoModelForCausalLM.from_pretrained(base), torch.device("cpu"), packed=False, spread=False
+    )
     assert not frozen.scorer.packed

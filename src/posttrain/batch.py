@@ -158,6 +158,16 @@ class PackedBatch:
     def num_sequences(self) -> int:
         return self.end_positions.shape[0]
 
+    def sequences(self) -> list[torch.Tensor]:
+        """The tokens of each of the C sequences, its prompt in front of it."""
+        pieces = self.input_ids.split(self.segments.lengths)
+        with_children = set(self.segments.parents)
+        return [
+            own if parent == NO_PARENT else torch.cat([pieces[parent], own])
+            for segment, (own, parent) in enumerate(zip(pieces, self.segments.parents, strict=True))
+            if segment not in with_children
+        ]
+
     def weights(self) -> dict[str, int]:
         """What a loss may be divided by, before any forward pass: targets, sequences and groups of this row."""
         return {"targets": self.num_targets, "sequences": self.num_sequences, "groups": self.num_groups}

@@ -119,8 +119,10 @@ def made_by_stages(root: Path) -> list[str]:
     """
     import yaml
 
+    from posttrain.config.yaml_files import FastLoader
+
     try:
-        stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+        stages = yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"].values()
         entries = [
             entry
             for stage in stages

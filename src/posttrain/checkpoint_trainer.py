@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy
 from posttrain.checkpoints import PAGE, publish, room_to_write, rotate, saving_folder, write_manifest
 from posttrain.errors import UserError
 from posttrain.models import follow_umask
+from posttrain.waiting import wait_for_all
 
 # transformers' pickled arguments, full of paths: nothing reads them.
 ARGUMENTS_FILE = "training_args.bin"
@@ -48,6 +49,8 @@ class CheckpointTrainer(Trainer):
         self._seconds_before = 0.0
         self._began = time.time()
         self._save_at_epoch_end = False
+        if self.args.save_on_each_node:  # of which transformers' models know nothing: the very first process writes
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
     # -- writing
 
@@ -59,8 +62,9 @@ class CheckpointTrainer(Trainer):
         with room_to_write(f"checkpoint-{step}", run, beside):
             if args.local_process_index == 0:
                 shutil.rmtree(beside, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
+            wait_for_all("the step before")
             self.save_model(str(beside), _internal_call=True)
+            wait_for_all("writing the model")
             if not args.save_only_model:
                 self._save_optimizer_and_scheduler(str(beside))
                 self._save_scaler(str(beside))
@@ -70,7 +74,7 @@ class CheckpointTrainer(Trainer):
                 self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
             if args.should_save:
                 self._save_state(beside)
-            self.accelerator.wait_for_everyone()
+            wait_for_all("writing the checkpoint")
             self._publish(beside)
         if args.push_to_hub:
             self._push_from_checkpoint(str(run / f"checkpoint-{step}"))
@@ -101,7 +105,7 @@ class CheckpointTrainer(Trainer):
                 follow_umask(beside)
                 write_manifest(beside)
                 publish(beside)
-            self.accelerator.wait_for_everyone()
+            wait_for_all("the checkpoint's manifest")
 
     # -- what is under way
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from posttrain.config import COMMANDS, METHODS, CommonConfig, PolicyConfig, help_page, parse_command_line, suggestion
 from posttrain.errors import UserError, report_mistakes
 from posttrain.launch import train
+from posttrain.loading import collector_at_rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,13 +78,15 @@ def _train(config: CommonConfig) -> None:
 def _inspect(words: list[str]) -> int:
     from posttrain import inspection
 
-    return inspection.run(words)
+    with collector_at_rest():  # nearly all of its time goes into loading
+        return inspection.run(words)
 
 
 def _plan(words: list[str]) -> int:
     from posttrain import planning
 
-    return planning.run(words)
+    with collector_at_rest():  # nearly all of its time goes into loading
+        return planning.run(words)
 
 
 def _report(words: list[str]) -> int:

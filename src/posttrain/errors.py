@@ -18,6 +18,13 @@ _OUT_OF_MEMORY_TEXTS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "No executable batch size found",
 )
+# The exit code of a process that has lost another one of its run, and has no mistake of its own to tell; sysexits.h has
+# it for what may do better the next time.
+LOST = 75
+# gloo's words, and NCCL's.
+_LOST_TEXTS = re.compile(
+    r"Connection (closed|reset) by peer( \[[^]]*\])?|remote process exited or there was a network error"
+)
 _BYTES_OF_CPU = re.compile(r"DefaultCPUAllocator: .*tried to allocate (\d+) bytes")
 
 
@@ -65,8 +72,8 @@ def report_mistakes(run: Callable[[], int]) -> int:
     """Call `run` and return its exit code.
 
     A UserError becomes a message on stderr and exit code 2, a RunFailed and memory that ran out one and exit code 1,
-    Stopped its line and 128 + the signal's number, Ctrl-C exit code 130. With POSTTRAIN_TRACEBACK in the environment
-    all errors pass through, with their traceback.
+    Stopped its line and 128 + the signal's number, Ctrl-C exit code 130, a connection to another process that broke a
+    line and `LOST`. With POSTTRAIN_TRACEBACK in the environment all errors pass through, with their traceback.
     """
     try:
         return run()
@@ -75,7 +82,7 @@ def report_mistakes(run: Callable[[], int]) -> int:
         say("posttrain: interrupted")
         return 128 + signal.SIGINT
     except Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # on each machine
             close_bars()
             say(f"posttrain: {stop}")
         return 128 + stop.number
@@ -89,6 +96,10 @@ def report_mistakes(run: Callable[[], int]) -> int:
             notes = [*getattr(error, "__notes__", []), f"{TRACEBACK}=1 in front of the command shows where it happened"]
             report(f"out of memory: {_first_sentence(error)}", notes, OUT_OF_MEMORY_PAGE)
             return 1
+        lost = _LOST_TEXTS.search(str(error)) if isinstance(error, RuntimeError) else None
+        if lost is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            report(f"process {os.environ.get('RANK', '0')} has lost another one: {lost[0]}", [], None)
+            return LOST
         raise
 
 

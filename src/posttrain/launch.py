@@ -24,12 +24,15 @@ from posttrain.errors import Stopped, UserError, install
 from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
+from posttrain.loading import collector_at_rest
 from posttrain.machine import num_cores
+from posttrain.meeting import meeting_of, network_variables
 from posttrain.out_of_memory import advice_when_out_of_memory
 from posttrain.runs import check_own
 from posttrain.stop import LAUNCHED, end_with_parent, handled, heeded, held_back, is_launched
 from posttrain.terminal import say
 from posttrain.trackers import be_quiet, check_trackers, tracker_errors
+from posttrain.waiting import wait_for_all
 
 ONE_PROCESS = (None, "single_gpu", "cpu")
 
@@ -57,7 +60,7 @@ def train(
     Raises:
         UserError: A path of the config or a launch option is wrong.
     """
-    with handled():
+    with handled(), collector_at_rest():
         outer = _prepare(config, launch, command, also_check)
         if outer is None:
             settled = _among_others(config) if is_launched() else contextlib.nullcontext()
@@ -119,18 +122,17 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
         command: A script or `-m module`, and its arguments.
     """
     name = launch.accelerate_config or ("multi_gpu" if launch.config_file is None else None)
-    words = ["--config_file", str(accelerate_file(launch))]
-    for option in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
-        value = getattr(launch, option)
-        if value is not None:
-            words += [f"--{option}", str(value)]
     settings = accelerate_settings(accelerate_file(launch))
-    if (
-        launch.main_process_port is None
-        and "main_process_port" not in settings
-        and _num_machines(launch, settings) == 1
-    ):
-        words += ["--main_process_port", str(_free_port())]
+    words, meeting = ["--config_file", str(accelerate_file(launch))], meeting_of(launch, settings)
+    if meeting is not None:
+        words += meeting.words()
+    else:
+        for option in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+            value = getattr(launch, option)
+            if value is not None:
+                words += [f"--{option}", str(value)]
+        if launch.main_process_port is None and "main_process_port" not in settings:
+            words += ["--main_process_port", str(_free_port())]
     if name == "cpu" or settings.get("distributed_type") == "MULTI_CPU":
         # accelerate's word for one process per device; on a CPU it does the same. Without it, a file of several CPU
         # processes starts one, unless MPI is there to start the others.
@@ -139,12 +141,15 @@ def launcher_command(launch: LaunchOptions, command: Sequence[str]) -> list[str]
 
 
 def launcher_environment(launch: LaunchOptions) -> dict[str, str]:
-    """The variables that the processes get: the mark that they are launched, and their share of the cores."""
+    """The variables that the processes get: the mark that they are launched, their share of the cores, and on several
+    machines the network between them."""
     settings = accelerate_settings(accelerate_file(launch))
-    processes = launch.num_processes or settings.get("num_processes") or 1
-    here = max(1, int(processes) // _num_machines(launch, settings))
-    share = max(1, num_cores() // here)
-    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
+    meeting = meeting_of(launch, settings)
+    processes = int(launch.num_processes or settings.get("num_processes") or 1)
+    here = processes if meeting is None else meeting.processes // meeting.machines
+    share = max(1, num_cores() // max(1, here))
+    network = {} if meeting is None else network_variables(meeting, os.environ)
+    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))} | network
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -217,8 +222,10 @@ def accelerate_file(launch: LaunchOptions) -> Path:
     )
 
 
-def _num_machines(launch: LaunchOptions, settings: Mapping[str, object]) -> int:
-    return launch.num_machines or int(str(settings.get("num_machines") or 1))
+def _num_gpus() -> int:
+    import torch  # takes two seconds, for which nobody waits who trains on the CPU
+
+    return torch.accelerator.device_count()
 
 
 def _free_port() -> int:
@@ -242,24 +249,24 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
             f"{install('deepspeed')}; or take --accelerate_config fsdp2, which needs nothing more",
             page="troubleshooting.md#launching",
         )
-    if _num_machines(launch, settings) > 1:
-        return True
-    import torch
-
-    on_cpu = config.use_cpu or settings.get("use_cpu")
-    gpus = 0 if on_cpu else torch.accelerator.device_count()
+    machines = int(launch.num_machines or settings.get("num_machines") or 1)
+    gpus = 0 if config.use_cpu or settings.get("use_cpu") else _num_gpus()
     if launch.num_processes is None and _is_shipped(launch):
-        launch.num_processes = max(1, gpus)
-        on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU; --num_processes N takes more"
-        logging.getLogger(__name__).info("%s: 1 process on %s", launch.accelerate_config, on)
-    wanted = launch.num_processes or int(str(settings.get("num_processes") or 1))
-    if gpus and wanted > gpus:
+        launch.num_processes = machines * max(1, gpus)
+        on = f"each of the {gpus} GPUs" if gpus > 1 else "the GPU" if gpus else "the CPU"
+        of = f" of each of {machines} machines" if machines > 1 else ""
+        more = "" if gpus else "; --num_processes N takes more"
+        logging.getLogger(__name__).info("%s: 1 process on %s%s%s", launch.accelerate_config, on, of, more)
+    wanted = launch.num_processes or int(settings.get("num_processes") or 1)
+    meeting = meeting_of(launch, settings)
+    if gpus and wanted > machines * gpus:
+        of_all = f" for {machines} machines" if machines > 1 else ""
         raise UserError(
-            f"{wanted} processes are asked for and this machine has {gpus} GPU{'s' * (gpus > 1)}, one a process: "
-            f"--num_processes {gpus}",
+            f"{wanted // machines} processes are asked for and this machine has {gpus} GPU{'s' * (gpus > 1)}, one a "
+            f"process: --num_processes {machines * gpus}{of_all}",
             page="troubleshooting.md#launching",
         )
-    return wanted > 1 or settings.get("distributed_type") != "MULTI_GPU"
+    return meeting is not None or wanted > 1 or settings.get("distributed_type") != "MULTI_GPU"
 
 
 def _is_shipped(launch: LaunchOptions) -> bool:
@@ -282,11 +289,16 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     except Stopped:
         _leave_the_others()
         raise
-    _leave_the_others()
+    _leave_the_others("writing the model")
 
 
-def _leave_the_others() -> None:
+def _leave_the_others(doing: str | None = None) -> None:
+    """Ends what connects the processes; those that are still doing something are waited for."""
     import torch
+    from accelerate import PartialState
 
     if torch.distributed.is_initialized():
+        if doing is not None:
+            wait_for_all(doing)
+            PartialState().wait_for_everyone()  # nobody looks into the store any more, which the first may take along
         torch.distributed.destroy_process_group()  # a process that leaves without it may crash on its way out

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,6 +21,7 @@ from posttrain.config.flag_words import default_of
 from posttrain.config.training import OptimisationFlags, PrecisionFlags, TrainingFlags
 from posttrain.hub import is_on_hub
 from posttrain.hub_access import BUILDERS
+from posttrain.packages import version_of
 
 METHODS = {
     "sft": "supervised fine-tuning (SFT)",
@@ -283,4 +283,4 @@ def _provenance(config: CommonConfig, hashes: Sequence[tuple[str, str]]) -> Iter
 
 def _versions(config: CommonConfig) -> str:
     packages = [*PACKAGES, *(["peft"] if config.use_peft else [])]
-    return "\n".join(f"- {name} {version(name)}" for name in packages)
+    return "\n".join(f"- {name} {version_of(name)}" for name in packages)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from posttrain.config import CommonConfig
 from posttrain.config.paths import adapter_base
-from posttrain.data.build import is_first_process
+from posttrain.data.progress import is_first_process
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 

@@ -5,6 +5,7 @@ Signals are held back in this process, and in those that it starts until they ar
 here and passes them on, where torch's agent would end all processes after 30 seconds.
 """
 
+import importlib
 import logging
 import os
 import signal
@@ -13,8 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from posttrain.errors import OUT_OF_MEMORY_PAGE, report
+from posttrain.errors import LOST, OUT_OF_MEMORY_PAGE, UserError, report, report_mistakes
+from posttrain.heartbeat import FAILURES_PAGE, Heartbeat
+from posttrain.meeting import Meeting
 from posttrain.stop import (
     SIGNALS,
     Answer,
@@ -30,6 +34,10 @@ from posttrain.stop import (
 
 _POLL = 0.5  # seconds between looks for processes that have started since a signal was passed on
 _END = 0.2  # seconds that the threads of a process need to end
+_WAY_ON = (
+    "Nothing is left running on this machine, and the same command on all of them goes on from the last checkpoint, if "
+    "there is one"
+)
 
 
 class _Relay:
@@ -60,6 +68,18 @@ class _Relay:
             elif answer is Answer.FIRST:
                 threading.Thread(target=self._tell, args=(number,), daemon=True).start()
 
+    def give_up(self, cause: str, code: int) -> None:
+        """Ends all processes of this machine, since those of another one are gone; does not return.
+
+        Args:
+            cause: in words.
+            code: to exit with.
+        """
+        self._is_ending = True
+        kill(children(recursive=True))
+        report(cause if code == 2 else f"{cause}. {_WAY_ON}", [], FAILURES_PAGE)
+        os._exit(code)
+
     def leave_the_last_word(self) -> None:
         """Where this process is ending at once, its children have been killed here: nobody else tells of that."""
         if self._is_ending:
@@ -89,21 +109,70 @@ def main() -> int:
     """
     relay = _Relay()
     end_with_parent(signal.SIGTERM)
-    # These take seconds, in which a signal is not to be missed.
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    # These take seconds, in which a signal is not to be missed. The store of a machine that is gone would have torch
+    # write pages about it.
+    is_quiet = "TORCH_CPP_LOG_LEVEL" not in os.environ
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    importlib.import_module("torch.distributed.run")  # its loggers take their levels when they are made
+    from accelerate.commands.launch import launch_command_parser
 
+    if is_quiet:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]  # its processes may say what they like
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    arguments = launch_command_parser().parse_args()
+    heartbeat = None
+    if (arguments.num_machines or 1) > 1:
+        heartbeat = Heartbeat(_meeting(arguments), relay.give_up, lambda: relay.asked.number is not None)
+        heartbeat.start()
+    code = _launch(arguments, relay, heartbeat)
+    if heartbeat is not None:
+        heartbeat.tell_end(code)
+    return code
+
+
+def _meeting(arguments: Any) -> Meeting:
+    """The machines, from options that launch.py has given all of."""
+    place = arguments.main_process_ip, arguments.main_process_port, arguments.machine_rank
+    return Meeting(*place, arguments.num_machines, arguments.num_processes)
+
+
+def _launch(arguments: Any, relay: _Relay, heartbeat: Heartbeat | None) -> int:
+    """Runs `accelerate launch`.
+
+    Args:
+        arguments: its options.
+        relay: takes signals meanwhile.
+        heartbeat: of several machines.
+
+    Raises:
+        UserError: the machines do not find together.
+    """
+    from accelerate.commands.launch import launch_command
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     ended = _end_the_others(relay)
     try:
-        launch_command(launch_command_parser().parse_args())
+        launch_command(arguments)
     except ChildFailedError as error:
         relay.leave_the_last_word()
-        return code_of_all({rank: fail.exitcode for rank, fail in error.failures.items() if fail.pid not in ended})
+        codes = {rank: fail.exitcode for rank, fail in error.failures.items() if fail.pid not in ended}
+        if heartbeat is not None and codes.keys() and set(codes.values()) <= {LOST, -signal.SIGABRT}:  # NCCL aborts
+            cause = heartbeat.cause_of_failure()
+            if cause is not None:
+                report(f"{cause}. {_WAY_ON}", [], FAILURES_PAGE)
+                return 1
+        return code_of_all(codes)
     except subprocess.CalledProcessError as error:  # of a single process, for which there is no agent
         relay.leave_the_last_word()
         return _code_of(error.returncode, "the process that trains")
+    except (DistError, ConnectionError, TimeoutError) as error:
+        relay.leave_the_last_word()
+        if heartbeat is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the machines do not find together: {reason}", FAILURES_PAGE) from error
     return 0
 
 
@@ -112,11 +181,11 @@ def code_of_all(codes: Mapping[int, int]) -> int:
 
     Args:
         codes: by rank, of those that nobody here has ended. One that was killed counts first: others may have failed
-            since, for want of it.
+            since, for want of it; one that has lost another counts last.
     """
     if not codes:
         return 128 + signal.SIGKILL
-    rank = min(codes, key=lambda rank: codes[rank] != -signal.SIGKILL)
+    rank = min(codes, key=lambda rank: (codes[rank] != -signal.SIGKILL, codes[rank] == LOST))
     return _code_of(codes[rank], f"process {rank}")
 
 
@@ -128,7 +197,7 @@ def _code_of(code: int, process: str) -> int:
         process: in words.
     """
     if code >= 0:
-        return code
+        return 1 if code == LOST else code
     reason = "; most likely this machine's memory ran out" if code == -signal.SIGKILL else ""
     report(
         f"{process} was ended by {name_of(-code)}{reason}. Nothing is left running, and the same command goes on from "
@@ -161,4 +230,4 @@ def _end_the_others(relay: _Relay) -> set[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_mistakes(main))

@@ -9,7 +9,6 @@ differs from run to run, so the file is not in the manifest, and for a stage of 
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from posttrain.config.flag_words import default_of
 from posttrain.disk import write_text
 from posttrain.file_hashes import Plain, base_model, digest_of_template, file_hashes
 from posttrain.machine import cpu_model, machine_memory, num_cores
+from posttrain.packages import installed, version_of
 from posttrain.runs import code_digest, code_files, digest_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Provenance:
             "processes": num_processes,
             "hardware": _hardware(),
             "packages": {name: version_of(name) for name in ("posttrain", *PACKAGES) if version_of(name)},
-            "all_packages": _all_packages(),
+            "all_packages": installed(),
         } | made_from
         self._counts = {part: rows.counts for part, rows in data.items()}
 
@@ -209,14 +209,6 @@ def flags(config: CommonConfig) -> Plain:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def version_of(name: str) -> str | None:
-    """Of a package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 # -- parts
 
 
@@ -253,11 +245,6 @@ def _chat_template(tokenizer: Any, path: str | None) -> Plain:
     if path is not None and Path(path).is_file():
         about["files"] = file_hashes([Path(path)])
     return about
-
-
-def _all_packages() -> dict[str, str]:
-    found = ((one.metadata["Name"], one.version) for one in importlib.metadata.distributions())
-    return {name: text for name, text in sorted(found, key=str) if name}
 
 
 def _hardware() -> Plain:

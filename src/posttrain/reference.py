@@ -26,9 +26,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.batch import PackedBatch
+from posttrain.errors import UserError
 from posttrain.models import checkpoint_activations, digest_of_model
 from posttrain.scoring import Scorer
-from posttrain.sharding import whole_parameters
+from posttrain.sharding import local_part, own_part, spread_frozen, whole_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +49,32 @@ class Reference:
     model: PreTrainedModel | None = None
 
     @classmethod
-    def frozen_copy(cls, policy: PreTrainedModel, device: torch.device, packed: bool) -> Reference:
-        """The policy as it is now."""
-        return cls.frozen(copy.deepcopy(policy), device, packed)
+    def frozen_copy(cls, policy: PreTrainedModel, device: torch.device, packed: bool, spread: bool) -> Reference:
+        """The policy as it is now; arguments as for `frozen`."""
+        own: dict[int, Any] = {}
+        if spread:  # which copies the parts that stay; in one piece nothing is held twice
+            own = {id(one): torch.nn.Parameter(one.detach(), requires_grad=False) for one in policy.parameters()}
+        return cls.frozen(copy.deepcopy(policy, own), device, packed, spread)
 
     @classmethod
-    def frozen(cls, model: PreTrainedModel, device: torch.device, packed: bool) -> Reference:
-        """A model of its own, frozen in place; packed as for `Scorer`."""
-        model.to(device).eval().requires_grad_(False)
+    def frozen(cls, model: PreTrainedModel, device: torch.device, packed: bool, spread: bool) -> Reference:
+        """A model of its own, frozen in place.
+
+        Args:
+            model: on the CPU, or on the device.
+            device: of this process.
+            packed: as for `Scorer`.
+            spread: over all processes, which are then to score batches together, each as many as the others.
+        """
+        is_spread = spread and not getattr(model, "is_quantized", False)  # 4 bits cannot be cut anywhere
+        if not is_spread:
+            model.to(device)
+        model.eval().requires_grad_(False)
         checkpoint_activations(model, on=False)
-        return cls(Scorer(model, packed), model)
+        scorer = Scorer(model, packed)
+        if is_spread:
+            spread_frozen(model, device)
+        return cls(scorer, model)
 
     @torch.no_grad()
     def complete(
@@ -83,14 +100,24 @@ class Reference:
         return dataclasses.replace(batch, reference_logprobs=logprobs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights of a reference that moves, for a checkpoint."""
+        """The weights of a reference that moves, for a checkpoint: of a spread one, those of this process."""
         assert self.model is not None
-        return {"reference": {name: value.detach().cpu() for name, value in self.model.state_dict().items()}}
+        own = self.model.state_dict()
+        return {"reference": {name: local_part(value).detach().cpu() for name, value in own.items()}}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes them back."""
         assert self.model is not None
-        self.model.load_state_dict(state["reference"])
+        for name, value in self.model.state_dict().items():
+            part, kept = local_part(value), state["reference"][name]
+            if part.shape != kept.shape:
+                raise UserError(
+                    "--resume_from_checkpoint: the checkpoint holds a reference that was spread over other processes; "
+                    "take the same number of processes and the same --accelerate_config, or start anew",
+                    page="distributed.md",
+                )
+            part.copy_(kept)
 
 
 def _unwrap(model: Any) -> Any:
@@ -119,7 +146,8 @@ class SyncReference(TrainerCallback):
         assert self.reference.model is not None
         own = dict(self.reference.model.named_parameters())
         for name, new in whole_parameters(kwargs["model"]):
-            own[name].lerp_(new.to(own[name].device, own[name].dtype), self.alpha)
+            kept = own[name]
+            local_part(kept).lerp_(own_part(new.to(kept.device, kept.dtype), kept), self.alpha)
 
 
 def with_stored_logprobs(

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from posttrain.checkpoints import (
 )
 from posttrain.disk import write_text
 from posttrain.errors import UserError
+from posttrain.packages import version_of
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -57,7 +58,7 @@ def what_it_depends_on(config: CommonConfig) -> dict[str, Any]:
     """All that a run's result depends on, as far as it is known before anything is loaded: plain data."""
     left_out = {*WITHOUT_A_SAY, *(() if config.load_best_model_at_end else WHEN_TO_SAVE)}
     flags = {name: value for name, value in config.to_mapping().items() if name not in left_out}
-    packages = {name: version(name) for name in PACKAGES}
+    packages = {name: version_of(name) for name in PACKAGES}
     about = {"method": type(config).__name__, "flags": flags, "packages": packages, "code": code_digest()}
     plain: dict[str, Any] = json.loads(json.dumps(about, sort_keys=True, default=str))
     return plain
@@ -168,6 +169,7 @@ def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: Tr
     """
     resume = config.resume_from_checkpoint
     is_first = arguments.process_index == 0
+    is_first_on_disk = is_first or (arguments.save_on_each_node and arguments.local_process_index == 0)
     if resume is None:
         _check_same(run, config, about)
     elif is_first and resume is not False:
@@ -179,10 +181,10 @@ def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: Tr
         wrong = what_is_wrong(chosen) if is_to_check else None
         if wrong is not None:
             raise UserError(f"--resume_from_checkpoint {resume} is damaged: {wrong}; take an earlier one", PAGE)
-        if is_first and chosen.resolve().parent == run.resolve():
+        if is_first_on_disk and chosen.resolve().parent == run.resolve():
             _set_later_aside(run, step_of(chosen))
     else:
-        if resume is False and is_first:
+        if resume is False and is_first_on_disk:
             _remove_all(run)
         chosen = _newest_of_all(run, arguments)
         if chosen is not None and arguments.save_only_model:
@@ -194,10 +196,10 @@ def settle(run: Path, config: CommonConfig, about: dict[str, Any], arguments: Tr
                 f"--resume_from_checkpoint: no whole checkpoint in {run} to go on from; leave the flag out",
                 PAGE,
             )
-    if is_first:
+    if is_first_on_disk:
         write_text(run / RUN_FILE, json.dumps({"fingerprint": fingerprint(about), **about}, indent=2) + "\n")
-        if chosen is not None:
-            logger.info("Going on from %s.", chosen)
+    if is_first and chosen is not None:
+        logger.info("Going on from %s.", chosen)
     return None if chosen is None else str(chosen)
 
 
@@ -277,7 +279,6 @@ def _set_later_aside(run: Path, step: int) -> None:
 def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
     """The newest checkpoint that is whole on all machines, which may share a disk or not: the first process looks
     first and sets damaged ones aside."""
-    import torch
 
     step = -1
     for is_first_round in (True, False):
@@ -285,13 +286,29 @@ def _newest_of_all(run: Path, arguments: TrainingArguments) -> Path | None:
             tidy(run)
             found = newest_whole(run)
             step = -1 if found is None else step_of(found)
-        if arguments.world_size > 1:
-            torch.distributed.barrier()
+        wait_for_all("checkpoints that another one checks")
     if arguments.world_size > 1:
-        of_all: list[Any] = [None] * arguments.world_size
-        torch.distributed.all_gather_object(of_all, step if arguments.local_process_index == 0 else None)
-        step = min(one for one in of_all if one is not None)
+        newest = _of_machines(step, arguments)
+        step = min(newest)
+        is_there = max(newest) == step or (step >= 0 and what_is_wrong(run / f"checkpoint-{step}") is None)
+        if not all(_of_machines(is_there, arguments)):
+            have = ", ".join("none" if one < 0 else f"checkpoint-{one}" for one in newest)
+            raise UserError(
+                f"--output_dir {run}: the machines have no checkpoint in common, of which each needs its part; in the "
+                f"order of their numbers the newest are: {have}. Put back what is missing, or start anew with "
+                "--resume_from_checkpoint false",
+                PAGE,
+            )
     return None if step < 0 else run / f"checkpoint-{step}"
+
+
+def _of_machines(value: Any, arguments: TrainingArguments) -> list[Any]:
+    """A value of the first process of each machine."""
+    import torch
+
+    of_all: list[Any] = [None] * arguments.world_size
+    torch.distributed.all_gather_object(of_all, value if arguments.local_process_index == 0 else None)
+    return [one for one in of_all if one is not None]
 
 
 def _in_short(differing: list[str]) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
 # What wrappers put into the names of parameters.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
@@ -74,32 +74,100 @@ def read_whole(arguments: TrainingArguments) -> Iterator[None]:
 
 class WholePolicy:
     """The policy to sample from, in one piece. Where each process holds all weights that is the policy itself; else a
-    replica, made before the weights are spread and brought up to date by all processes together, so that each may then
-    take as many passes as its completions need.
+    replica, made before the weights are spread and empty, which all processes fill together for as long as they sample:
+    each may then take as many passes as its completions need.
 
     Args:
         model: the policy with its adapters, not yet wrapped.
         spread: whether its weights will be.
+        device: where to sample.
     """
 
-    def __init__(self, model: nn.Module, spread: bool):
-        self.replica = copy.deepcopy(model).requires_grad_(False) if spread else None
+    def __init__(self, model: nn.Module, spread: bool, device: torch.device):
+        self._replica = _emptied(model, device) if spread else None
 
-    def of(self, policy: nn.Module, device: torch.device) -> nn.Module:
-        """The policy as it is now; called by all processes.
+    @contextlib.contextmanager
+    def of(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The policy as it is now, its memory given back at the end; entered by all processes.
 
         Args:
             policy: the trained model, spread or not.
-            device: where to sample.
         """
-        if self.replica is None:
-            return policy
-        self.replica.to(device)
-        own = dict(self.replica.named_parameters())
-        with torch.no_grad():
-            for name, whole in whole_parameters(policy):
-                own[name].copy_(whole)
-        return self.replica
+        if self._replica is None:
+            yield policy
+            return
+        own = dict(self._replica.named_parameters())
+        try:
+            with torch.no_grad():
+                for name, whole in whole_parameters(policy):
+                    _allocate(own[name]).copy_(whole)
+                buffers = dict(_saved_buffers(self._replica))
+                for name, buffer in _saved_buffers(policy):
+                    buffers[name].copy_(buffer)
+            yield self._replica
+        finally:
+            for parameter in own.values():
+                _free(parameter)
+
+
+def _emptied(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of an unwrapped model on a device, its parameters without memory. Quantised ones, which FSDP leaves whole,
+    are copied."""
+    own: dict[int, Any] = {id(buffer): buffer.detach().to(device, copy=True) for buffer in model.buffers()}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            own[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
+            _free(own[id(parameter)])
+    return copy.deepcopy(model, own)
+
+
+def _allocate(parameter: nn.Parameter) -> nn.Parameter:
+    storage = parameter.untyped_storage()
+    if not storage.nbytes():
+        storage.resize_(parameter.numel() * parameter.element_size())
+    return parameter
+
+
+def _free(parameter: nn.Parameter) -> None:
+    if type(parameter) is nn.Parameter:
+        parameter.untyped_storage().resize_(0)
+
+
+def spread_frozen(model: PreTrainedModel, device: torch.device) -> None:
+    """Spreads a frozen model over all processes in place: of each layer a process keeps its part, and has the whole for
+    the time of that layer in a forward pass, which all processes take together. By torch's FSDP2, whatever spreads the
+    policy: it asks for neither an optimizer nor an engine.
+
+    Args:
+        model: on the CPU, or on the device.
+        device: of this process.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for module in [one for one in model.modules() if type(one).__name__ in (model._no_split_modules or ())]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def own_part(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What this process keeps of a tensor that it has in one piece.
+
+    Args:
+        tensor: the same in all processes.
+        like: one of its shape, spread or not.
+    """
+    if not isinstance(like, DTensor):
+        return tensor
+    mesh = like.device_mesh
+    whole = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return local_part(whole.redistribute(mesh, like.placements))
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What is here of a tensor of `spread_frozen`, or the tensor itself; sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -134,11 +202,17 @@ def whole_state_dict(model: nn.Module, like: nn.Module | None) -> dict[str, torc
     for name, whole in whole_parameters(model):
         if like is not None:
             state[name] = whole.detach().to("cpu", types[name], copy=True)
-    for prefix, module in model.named_modules() if like is not None else ():
+    if like is not None:
+        state |= {name: buffer.to("cpu", copy=True) for name, buffer in _saved_buffers(model)}
+    return state
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every buffer that a model folder holds; they are whole in each process."""
+    for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
-                state[_plain(name)] = buffer.detach().to("cpu", copy=True)
-    return state
+                yield _plain(name), buffer.detach()
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from posttrain.batch import PackedBatch
-from posttrain.data.build import is_first_process
+from posttrain.data.progress import is_first_process
 from posttrain.data.stream import Collate, Stream
 from posttrain.errors import UserError
 from posttrain.stop import held_back, shielded

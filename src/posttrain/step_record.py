@@ -20,8 +20,11 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class StepRecord(TrainerCallback):
-    """Writes a line a step: `step`, `batch` (digest of the tokens), `loss`, `gradient_norm`, and `tensors`, a digest of
-    every trained one by its name. Step 0 is the model as training begins.
+    """Writes a line a step: `step`, `batch` (digest of the tokens), `rows` (where they stand in the data), `sequences`
+    (a digest of each one's tokens, its prompt included), `loss`, `gradient_norm`, and `tensors`, a digest of every
+    trained one by its name. Step 0 is the model as training begins.
+
+    Rows and sequences say what was seen, however a step is cut into micro-batches and processes.
 
     Args:
         file: of the first process; that of process 3 of steps.jsonl is steps.3.jsonl.
@@ -34,8 +37,10 @@ class StepRecord(TrainerCallback):
 
     def batches(self, batches: Sequence[PackedBatch]) -> None:
         """Takes the micro-batches of a step, on the CPU."""
-        tensors = [batch.input_ids for batch in batches if not batch.is_filler]
-        self._line["batch"] = digest_of_tensor(torch.cat(tensors)) if tensors else 0
+        real = [batch for batch in batches if not batch.is_filler]
+        self._line["batch"] = digest_of_tensor(torch.cat([batch.input_ids for batch in real])) if real else 0
+        self._line["rows"] = [place for batch in real for place in batch.places]
+        self._line["sequences"] = [digest_of_tensor(ids) for batch in real for ids in batch.sequences()]
 
     def gradient(self, losses: Sequence[torch.Tensor], norm: Any) -> None:
         """Takes the losses of a step's micro-batches, and the norm of its gradient (None where nobody knows it)."""
@@ -95,7 +100,8 @@ def digest_of_tensor(tensor: torch.Tensor) -> int:
 def _digest(tensor: torch.Tensor) -> torch.Tensor:
     """() int64, on the tensor's device: the sum of its numbers' bits, taken as integers, each times an odd number of
     its place; modulo 2^64. One pass over memory, where a cryptographic hash would first bring all to the CPU."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a sharded one, what is here
+    here = getattr(tensor, "ds_tensor", tensor)  # of a sharded one, what is here: ZeRO's third stage, FSDP
+    local = here.to_local() if hasattr(here, "to_local") else here
     bits = local.detach().contiguous().flatten().view(_INTEGERS[local.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for start in range(0, bits.numel(), _AT_ONCE):

@@ -172,8 +172,8 @@ def before_training(number: int) -> str:
 
 
 def say(text: str) -> None:
-    """Writes a line to stderr, in the first process, above a progress bar if there is one."""
-    if os.environ.get("RANK", "0") == "0":
+    """Writes a line to stderr, in the first process of a machine, above a progress bar if there is one."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         _within(0.5, lambda: _write_line(f"posttrain: {text}"))
 
 

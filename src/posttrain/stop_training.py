@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from posttrain import stop
 from posttrain.errors import Stopped
+from posttrain.waiting import wait_for_all
 
 
 class Stopping(TrainerCallback):
@@ -85,7 +86,7 @@ class Stopping(TrainerCallback):
             trainer._save_checkpoint(trainer.model, None)
         trainer._finish_current_push()
         trainer.callback_handler.on_train_end(args, state, trainer.control)  # trackers write what they have
-        trainer.accelerator.wait_for_everyone()
+        wait_for_all("trackers")
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         way_on = "the same command goes on from there"
         if args.save_only_model:

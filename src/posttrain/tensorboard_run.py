@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard.summary import hparams
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
@@ -66,7 +65,7 @@ class TensorBoardRun(TensorBoardCallback):
             return
         for number, text in enumerate(texts_of_rows(self.rows, self.tokenizer, ROWS_SHOWN)):
             self.tb_writer.add_text(f"rows/{number}", text, 0)
-        _, start, _ = hparams(hyper_parameters(self.method.config), {})
+        _, start, _ = _hparams(hyper_parameters(self.method.config))
         # Without torch's list of all names, of which TensorBoard would read that of one run for all.
         self.tb_writer.file_writer.add_summary(start)
 
@@ -88,9 +87,15 @@ class TensorBoardRun(TensorBoardCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Says that the run has ended; its last numbers are those that the tab shows."""
         if self.tb_writer is not None:
-            _, _, end = hparams({}, {})
+            _, _, end = _hparams({})
             self.tb_writer.file_writer.add_summary(end)
         super().on_train_end(args, state, control, **kwargs)
+
+
+def _hparams(flags: Mapping[str, Any]) -> Any:
+    from torch.utils.tensorboard.summary import hparams  # 0.2 s that a run with another tracker, or none, need not wait
+
+    return hparams(flags, {})
 
 
 def use_tensorboard_run(trainer: Trainer, method: Method, rows: Any, tokenizer: Any) -> None:

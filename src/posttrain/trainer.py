@@ -36,6 +36,7 @@ from posttrain.shares import eval_loader, train_loader
 from posttrain.step_record import StepRecord
 from posttrain.stop_training import Stopping
 from posttrain.trainer_flags import PackedTrainer
+from posttrain.waiting import wait_for_all
 from posttrain.watch import NotFinite
 
 # Beside a checkpoint's other files, one a process: what a method needs to go on, and what has not been logged yet.
@@ -109,6 +110,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
                 totals[name] += 0 if batch.is_filler else weight
             self._tokens_since_log += 0 if batch.is_filler else batch.num_tokens
         if self.args.world_size > 1 and totals:
+            wait_for_all("reading rows")
             values = torch.tensor([*totals.values(), *self.stopping.votes()], device=device)
             sums = self.accelerator.reduce(values, "sum").tolist()
             self.stopping.agree(sums[len(totals) :])
@@ -309,6 +311,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
             self.not_finite.add(torch.stack([term.sum for term in loss.terms]).sum(), batch.places)
             num_samples += 0 if batch.is_filler else batch.num_groups
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        wait_for_all("evaluation")
         means = self._pop_metrics()
         terms = [means.pop(name) for name in dict.fromkeys(names) if name in means]
         metrics = {f"{metric_key_prefix}_loss": sum(terms)}

@@ -35,6 +35,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.disk import check_room, write_text
 from posttrain.errors import UserError
 from posttrain.file_hashes import base_model
+from posttrain.loading import libraries_loaded
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
 from posttrain.model_check import check_models, check_vocabulary
@@ -45,6 +46,7 @@ from posttrain.models import (
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
+from posttrain.one_run import check_same, num_machines, settle_disks
 from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
 from posttrain.provenance import Provenance, is_timing
@@ -56,6 +58,7 @@ from posttrain.step_record import StepRecord
 from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
 from posttrain.trainer import PostTrainer, peak_memory_mib
+from posttrain.waiting import first_here, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +76,21 @@ def run(method: Method) -> dict[str, float]:
         UserError: a mistake in flags or data, before any weight is loaded where that can be known.
         RunFailed: it cannot go on; its last checkpoint is whole.
     """
+    libraries_loaded()
     config = method.config
     show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time
     provenance = Provenance(config) if arguments.process_index == 0 else None  # and before anybody edits the code
-    check_models(config)
-    check_adapter(config)
+    settle_disks(config, arguments)
+    with read_whole(arguments):
+        check_models(config)
+        check_adapter(config)
     tokenizer = load_tokenizer(config)
     check_vocabulary(config, tokenizer)
-    train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
-    assert train is not None
-    evaluation = _evaluation_data(config, tokenizer)
+    with first_here("rows that another one prepares"):
+        train = prepare(config, tokenizer, config.data_kind, config.dataset_train_split)
+        assert train is not None
+        evaluation = _evaluation_data(config, tokenizer)
     datasets = [train.dataset] if evaluation is None else [train.dataset, evaluation.dataset]
     allow_fsdp_on_cpu(arguments)
     method.check(arguments, datasets)
@@ -111,7 +118,7 @@ def _build_and_train(
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
             scorer = method.make_scorer(model)
-            reference = _reference_files(config) if provenance is not None else {}
+            reference = _reference_files(config) if _tells(arguments) else {}
             about = what_it_depends_on(config) | _what_was_loaded(method, model, datasets, arguments, reference)
             if provenance is not None:
                 data = {"train": train} | ({} if evaluation is None else {"test": evaluation})
@@ -119,7 +126,8 @@ def _build_and_train(
             if config.work_dir is not None:
                 arguments.output_dir = str(Path(config.work_dir) / fingerprint(about))
             checkpoint = settle(Path(arguments.output_dir), config, about, arguments)
-            datasets = method.setup(model, scorer, datasets, arguments.device)
+            datasets = method.setup(model, scorer, datasets, arguments)
+        wait_for_all("log-probs of the reference")
         return _train(method, model, scorer, datasets, arguments, tokenizer, train.counts, checkpoint, provenance)
     finally:
         method.close()
@@ -138,9 +146,10 @@ def _what_was_loaded(
     arguments: TrainingArguments,
     reference: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a run depends on beside its flags. The first process reads it; all call this together."""
-    if arguments.process_index > 0:
-        return dict(broadcast_object_list([None])[0])
+    """What a run depends on beside its flags. The first process of each machine reads it; all call this together."""
+    if not _tells(arguments):
+        wait_for_all("reading models")
+        return _of_the_first(None, method.config)
     is_folder = reference and Path(reference["reference"]["name"]).is_dir()
     generation = getattr(model, "generation_config", None)
     settings = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
@@ -154,7 +163,25 @@ def _what_was_loaded(
         "processes": arguments.world_size,
         "device": arguments.device.type,
     }
-    return dict(broadcast_object_list([about])[0]) if arguments.world_size > 1 else about
+    wait_for_all("reading models")
+    return _of_the_first(about, method.config) if arguments.world_size > 1 else about
+
+
+def _tells(arguments: TrainingArguments) -> bool:
+    """Whether this process tells what a run depends on: the first, and of several machines the first of each."""
+    return arguments.local_process_index == 0 and (arguments.process_index == 0 or num_machines() > 1)
+
+
+def _of_the_first(about: dict[str, Any] | None, config: CommonConfig) -> dict[str, Any]:
+    """What the first process has found, in all processes, when all machines have found the same.
+
+    Args:
+        about: what this one has found.
+        config: of the run.
+    """
+    if num_machines() > 1:
+        check_same(None if about is None else what_it_depends_on(config) | about)
+    return dict(broadcast_object_list([about])[0])
 
 
 def _load(method: Method, tokenizer: Any, arguments: TrainingArguments) -> transformers.PreTrainedModel:
@@ -286,6 +313,7 @@ def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float],
     assert config.output_dir is not None
     folder = Path(config.output_dir)
     beside = folder / ".saving"
+    trainer.args.save_on_each_node = False  # of machines with disks of their own, the first gets the finished model
     with room_to_write("the finished model", Path(trainer.args.output_dir), beside):
         if trainer.args.should_save:
             shutil.rmtree(beside, ignore_errors=True)

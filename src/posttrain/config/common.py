@@ -125,7 +125,9 @@ class DataFlags:
     test_split_size: float | None = flag(
         None, "Rows (share of all below 1) to hold out at random, by the seed; with streaming the first ones.", low=0
     )
-    dataset_num_proc: int | None = flag(None, "Processes that tokenise.", low=1)
+    dataset_num_proc: int | None = flag(
+        None, "Processes that tokenise; unset: where rows are many, one a core, up to 16.", low=1
+    )
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,6 @@ _WITHOUT_VLLM = "it is for vLLM, which is not built in yet"
 _FOR_ALL = {
     "padding_free": _NO_PADDING,
     "pad_to_multiple_of": _NO_PADDING,
-    "dataset_num_proc": "one process tokenises: the tokenizer encodes rows in batches, with threads of its own",
     "remove_unused_columns": "each method picks its columns, and rewards get all of them",
     "length_column_name": "the lengths of tokenised rows are known",
     "eval_accumulation_steps": _NO_PREDICTIONS,

@@ -55,6 +55,7 @@ DIFFERS = {
     "eos_token": FOR_ALL.format("sft and reward"),
     "pad_token": FOR_ALL.format("sft, dpo and reward"),
     "chat_template_path": FOR_ALL.format("sft and reward"),
+    "dataset_num_proc": "unset: several where rows are many; the same tokens whatever the number; for all methods",
     "test_split_size": "drawn by the seed, the same in every process; of dataset_name as well",
     "dataset_name": "a file or a folder, too",
     "reward_model_name_or_path": "an adapter, TASK:MODEL or judge:MODEL, too",

@@ -196,7 +196,9 @@ class DistributedFlags:
     fsdp_config: dict[str, Any] | str | None = theirs(None, "FSDP settings: JSON or a JSON file.")
     accelerator_config: dict[str, Any] | str | None = theirs(None, "accelerate's own settings: JSON or a JSON file.")
     ddp_backend: str | None = theirs(None, "How processes talk to each other.", choices=BACKENDS)
-    ddp_timeout: int | None = theirs(1800, "Seconds that a process waits for the others.", low=1)
+    ddp_timeout: int | None = theirs(
+        1800, "Seconds that a process waits for the others in the middle of a step; elsewhere without end.", low=1
+    )
     ddp_find_unused_parameters: bool | None = theirs(None, "Look for parameters that a step does not use.")
     ddp_bucket_cap_mb: int | None = theirs(None, "Megabytes of gradient sent at a time.", low=1)
     ddp_broadcast_buffers: bool | None = theirs(None, "Send the model's buffers to all processes each step.")

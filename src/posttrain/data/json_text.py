@@ -12,8 +12,16 @@ def shortened(text: str, limit: int = 80) -> str:
 
 def letters_in(value: Any) -> int:
     """Characters of all text in a value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(letters_in, value)) + sum(map(letters_in, value.values()))
-    return sum(map(letters_in, value)) if isinstance(value, list | tuple) else 0
+    total, pending = 0, [value]
+    while pending:  # every row comes by here, so this is written to be quick
+        one = pending.pop()
+        if isinstance(one, str):
+            total += len(one)
+        elif isinstance(one, dict):
+            pending += one
+            pending += one.values()
+        elif isinstance(one, list | tuple):
+            pending += one
+        elif not isinstance(one, int | float | None) and isinstance(one, Mapping):
+            pending += [*one, *one.values()]
+    return total

@@ -12,22 +12,24 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cache import cache_root
 from posttrain.config import CommonConfig
 from posttrain.data import store
-from posttrain.data.build import build, check_rows, is_first_process
+from posttrain.data.build import build, check_rows
+from posttrain.data.digests import remembered_in
 from posttrain.data.origin import origin_of
 from posttrain.data.problems import Problems
+from posttrain.data.progress import is_first_process
 from posttrain.data.readers import Row
 from posttrain.data.sources import HeldOut, Mixture, Source, combined_digest, files_digest
 from posttrain.data.splits import DEFAULT_SEED, Role, open_source
 from posttrain.data.streamed_sources import FirstRows, Interleaved
 from posttrain.data.tokenised import Options
 from posttrain.errors import UserError
+from posttrain.packages import version_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,18 +81,22 @@ def prepare(config: CommonConfig, tokenizer: "PreTrainedTokenizerBase", kind: st
         UserError: data that cannot be used, with its place and the way out.
     """
     role = _role(config, split)
-    source = open_source(config, role)
+    cache = cache_root(config.cache_dir)
+    with remembered_in(cache / "digests"):
+        source = open_source(config, role)
+        digest = None if source is None else source.digest()
     if source is None:
         return None
     options = options_of(config, kind, role)
     if options.assistant_only and not tokenizer.is_fast:
         raise UserError("--assistant_only_loss needs a fast tokenizer, which knows where in the text a token stands")
-    inputs = [kind, asdict(options), tokenizer_digest(tokenizer), source.digest(), _code_digest()]
+    inputs = [kind, asdict(options), tokenizer_digest(tokenizer), digest, _code_digest()]
     if config.is_streamed and role == "train":
         return _streamed(config, tokenizer, kind, options, source, inputs)
     key = combined_digest(*inputs)[:32]
-    fill = partial(build, source=source, tokenizer=tokenizer, kind=kind, options=options)
-    folder = store.cached_folder(cache_root(config.cache_dir) / "tokenised", key, fill)
+    processes = config.dataset_num_proc
+    fill = partial(build, source=source, tokenizer=tokenizer, kind=kind, options=options, processes=processes)
+    folder = store.cached_folder(cache / "tokenised", key, fill)
     about = store.read_about(folder)
     if is_first_process():
         logger.info("%s: %s", source.name, in_words(about["counts"]))
@@ -119,7 +125,8 @@ def _streamed(
     seed = options.shuffle_seed
     if kind == "prompts" and config.shuffle_dataset:
         seed = next(one for one in (config.data_seed, config.seed, DEFAULT_SEED) if one is not None)
-    stream = Stream(source, tokenizer, kind, options, seed, combined_digest("stream", seed, *inputs)[:32])
+    key = combined_digest("stream", seed, *inputs)[:32]
+    stream = Stream(source, tokenizer, kind, options, seed, key, config.dataset_num_proc)
     return PreparedData(stream, stream.counts, origin_of(source))
 
 
@@ -224,5 +231,5 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _code_digest() -> str:
-    libraries = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
+    libraries = [version_of(name) for name in ("jinja2", "tokenizers", "transformers")]
     return combined_digest(libraries, files_digest(sorted(Path(__file__).parent.glob("*.py"))))

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from posttrain.data.files import check_regular
+from posttrain.data.digests import file_digests
+from posttrain.data.files import lines_of
 from posttrain.data.json_text import shortened
 from posttrain.data.readers import Row, read_rows
 from posttrain.errors import UserError
 
 _TABLE_BATCH = 1024  # rows decoded at a time
+_OF_LINES = (".jsonl", ".jsonl.gz")  # one row each, but for blank ones
 _NAMED = 4  # files of a data set that its name holds
 
 
@@ -40,19 +42,6 @@ def combined_digest(*parts: object) -> str:
 def files_digest(paths: list[Path] | tuple[Path, ...]) -> str:
     """SHA-256 over the contents of files, in hexadecimal."""
     return combined_digest(*file_digests(paths))
-
-
-def file_digests(paths: list[Path] | tuple[Path, ...]) -> list[str]:
-    """SHA-256 of the content of each file, in hexadecimal."""
-    digests = []
-    for path in paths:
-        try:
-            check_regular(path)
-            with path.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return digests
 
 
 def files_stamp(paths: list[Path] | tuple[Path, ...]) -> str:
@@ -244,13 +233,13 @@ class HeldOut:
         return combined_digest(self.source.digest(), self.size, self.seed, self.held_out)
 
 
-def chosen_rows(total: int, wanted: int, seed: int) -> list[bool]:
-    """Whether each of `total` rows is one of `wanted` at random."""
+def chosen_rows(total: int, wanted: int, seed: int) -> bytes:
+    """For each of `total` rows a byte: 1 for `wanted` of them at random, else 0."""
     import numpy as np
 
-    chosen = np.zeros(total, dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(total)[:wanted]] = True
-    return chosen.tolist()
+    chosen = np.zeros(total, dtype=np.uint8)
+    chosen[np.random.default_rng(seed).permutation(total)[:wanted]] = 1
+    return chosen.tobytes()
 
 
 def count_rows(source: Source) -> int:
@@ -273,4 +262,6 @@ def _rows_of_file(path: Path, size: int, changed: int) -> int:
             return int(pyarrow.parquet.read_metadata(path).num_rows)
         except (pyarrow.ArrowException, OSError, ValueError):
             pass  # reading it says what is wrong
+    if path.name.endswith(_OF_LINES):  # what stands in them is looked at when they are read as rows
+        return sum(1 for _, line in lines_of(path) if line.strip())
     return sum(1 for _ in read_rows(path))

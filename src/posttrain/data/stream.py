@@ -5,35 +5,38 @@ a window. (With shuffling, the files of the data are taken in a random order as 
 the data, the seed and the number of the pass alone, and a stream knows its rows by their numbers: every process reads
 all of them and takes its own, and a run that is resumed goes on with the very next one. After the last row of the data
 the first one follows again.
+
+While the rows of a window are trained on, the next one is made: a thread reads it and lays out its rows, and other
+processes tokenise them. (Not the thread: the limits to what a chat template may do hold for a whole process, or for its
+main thread.) What it meets with, an error or the end of the data, is told when its first row is asked for.
 """
 
+import contextlib
 import itertools
 import json
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from posttrain.data.ahead import Coming
 from posttrain.data.arrange import Documents, arrange, packed_batches
-from posttrain.data.build import (
-    Columns,
-    Totals,
-    check_something_left,
-    counted,
-    is_first_process,
-    new_totals,
-    notes_of,
-    tokenised_batches,
-)
+from posttrain.data.build import Columns, counted, tokenise, tokenised_batches
+from posttrain.data.packing import Numbers
+from posttrain.data.parallel import Team, team_of_stream
+from posttrain.data.progress import is_first_process
 from posttrain.data.readers import Row
 from posttrain.data.sources import Source
 from posttrain.data.streamed_sources import reordered, streamed_tables
 from posttrain.data.tokenised import Options
+from posttrain.data.totals import Totals, check_something_left, new_totals, notes_of
 from posttrain.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ logger = logging.getLogger(__name__)
 TokenRow = dict[str, Any]
 Collate = Callable[[list[TokenRow]], Any]
 WINDOW, LARGE_WINDOW = 1024, 8192
+AHEAD_FROM = 1024  # rows of the data after which windows are made beforehand
 _WINDOWS_HELD = 2
 _PLACE_FILE = "stream.json"
 
@@ -66,9 +70,21 @@ class Place:
 
 @dataclass(frozen=True)
 class _Window:
+    """Some rows, and what was known when they had been read.
+
+    Args:
+        place: where they begin.
+        rows: in tokens.
+        after: where the next window begins.
+        notes: what the user is to be told of all rows so far.
+        lengths_of_parts: of the tables that are read, by their fingerprints.
+    """
+
     place: Place
     rows: list[TokenRow]
     after: Place
+    notes: list[str]
+    lengths_of_parts: dict[str, Any]
 
 
 class Stream(torch.utils.data.IterableDataset[TokenRow]):
@@ -84,16 +100,28 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         options: what to make of them.
         seed: of the order of rows within a window; None = as they come.
         fingerprint: of all that the rows depend on.
+        processes: that tokenise beside this one, as for `team_of_stream`.
 
     Attributes:
         counts: as for PreparedData, of the windows read so far.
     """
 
-    def __init__(self, source: Source, tokenizer: Any, kind: str, options: Options, seed: int | None, fingerprint: str):
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Any,
+        kind: str,
+        options: Options,
+        seed: int | None,
+        fingerprint: str,
+        processes: int | None = None,
+    ):
         self.source, self.tokenizer, self.kind, self.options = source, tokenizer, kind, options
         self.seed, self._fingerprint = seed, fingerprint
         self.counts: dict[str, int] = {}
-        self._totals = new_totals(kind)
+        self._processes = processes
+        self._team: Team | None = None
+        self._coming: Coming[_Window] | None = None
         self._held: deque[_Window] = deque(maxlen=_WINDOWS_HELD)
         self._latest = 0
         self._has_told = False
@@ -122,7 +150,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         if self._held and number < self._held[0].place.first:
             self._start(Place())
         while not self._held or number >= self._held[-1].after.first:
-            self._held.append(next(self._ahead))
+            self._held.append(self._next())
             self._count(self._held[-1].after.counts)
             if not self._has_told and is_first_process():
                 logger.info("%s: streamed, %s", self.source.name, self._order)
@@ -149,7 +177,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         """Note in a checkpoint where the window begins that the row asked for last stands in."""
         places = [window.place for window in self._held if window.place.first <= self._latest]
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lengths = {table.fingerprint: sorted(table.lengths.items()) for table in streamed_tables(self.source)}
+        lengths = self._held[-1].lengths_of_parts if self._held else self._lengths_of_parts()
         place = asdict(places[-1] if places else Place())
         note = {"place": place, "counts": self.counts, "source": self.source.digest(), "lengths_of_parts": lengths}
         (Path(folder) / _PLACE_FILE).write_text(json.dumps(note), encoding="utf-8")
@@ -180,15 +208,40 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             return
         shown = [f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(counts.items()) if count]
         logger.info("%s: %s%s", self.source.name, when, ", ".join(shown))
-        for note in notes_of(self._totals, self.tokenizer, self.options):
+        for note in self._held[-1].notes if self._held else ():
             logger.warning("%s: %s%s", self.source.name, when, note)
 
     def _start(self, place: Place) -> None:
+        if self._coming is not None:
+            with contextlib.suppress(Exception):  # of rows that nobody asks for
+                self._coming.result()
+        self._coming = None
         self._held.clear()
-        self._totals = new_totals(self.kind)
-        self._totals.counts.update(place.counts)
-        self._totals.dropped.update({name: list(places) for name, places in place.dropped.items()})
-        self._ahead = self._windows(place, self._totals)
+        totals = new_totals(self.kind)
+        totals.counts.update(place.counts)
+        totals.dropped.update({name: list(places) for name, places in place.dropped.items()})
+        self._ahead = self._windows(place, totals)
+
+    def _next(self) -> _Window:
+        """The next window; has the one after it made."""
+        coming, self._coming = self._coming, None
+        window = next(self._ahead) if coming is None else coming.result()
+        if self._held and window.place.passes > self._held[-1].place.passes and is_first_process():
+            logger.info("%s: read to its end; the first row follows again", self.source.name)
+        if window.after.rows_read >= AHEAD_FROM:  # less is made in an instant
+            self._workers().start()  # by this thread, and not by one that ends
+            self._coming = Coming(self._ahead)
+        return window
+
+    def _workers(self) -> Team:
+        if self._team is None:
+            work = partial(tokenise, self.tokenizer, self.kind, self.options)
+            self._team = team_of_stream(work, self._processes, AHEAD_FROM)
+            weakref.finalize(self, self._team.close)
+        return self._team
+
+    def _lengths_of_parts(self) -> dict[str, Any]:
+        return {table.fingerprint: sorted(table.lengths.items()) for table in streamed_tables(self.source)}
 
     def _windows(self, place: Place, totals: Totals) -> Iterator[_Window]:
         while True:
@@ -201,18 +254,16 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             if not place.rows_read:
                 raise UserError(f"{self.source.name}: there are no rows to train on")
             check_something_left(totals, self.source, self.options)
-            if is_first_process():
-                logger.info("%s: read to its end; the first row follows again", self.source.name)
             place = Place(place.first, place.passes + 1, 0, place.counts, place.dropped)
 
     def _window(self, place: Place, part: list[Row], totals: Totals) -> _Window:
-        read = tokenised_batches(iter(part), place.rows_read, self.tokenizer, self.kind, self.options, totals)
+        read = tokenised_batches(iter(part), place.rows_read, self._workers(), self.kind, self.options, totals)
         batches = list(read)
         totals.problems.raise_if_any(self.source.name, f"{totals.counts['rows_read']:,} rows read so far")
-        order = list(range(sum(len(next(iter(columns.values()))) for columns in batches)))
+        number = sum(len(next(iter(columns.values()))) for columns in batches)
+        order: Numbers = np.arange(number)
         if self.seed is not None:
-            rng = np.random.default_rng([self.seed, place.passes, place.rows_read])
-            order = rng.permutation(len(order)).tolist()
+            order = np.random.default_rng([self.seed, place.passes, place.rows_read]).permutation(number)
         rows = self._packed(batches, order, totals) if self.options.packing else self._plain(batches, order, totals)
         after = Place(
             place.first + len(rows),
@@ -221,13 +272,14 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             dict(totals.counts),
             {name: list(places) for name, places in totals.dropped.items()},
         )
-        return _Window(place, rows, after)
+        notes = notes_of(totals, self.tokenizer, self.options)
+        return _Window(place, rows, after, notes, self._lengths_of_parts())
 
-    def _plain(self, batches: list[Columns], order: list[int], totals: Totals) -> list[TokenRow]:
+    def _plain(self, batches: list[Columns], order: Numbers, totals: Totals) -> list[TokenRow]:
         rows = [row for columns in self._counted(batches, totals) for row in _rows_of(columns)]
         return [rows[index] for index in order]
 
-    def _packed(self, batches: list[Columns], order: list[int], totals: Totals) -> list[TokenRow]:
+    def _packed(self, batches: list[Columns], order: Numbers, totals: Totals) -> list[TokenRow]:
         if not batches:
             return []
         documents = Documents.of_columns(batches)
@@ -235,7 +287,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         laid_out = arrange(documents, self.options.packing, self.options.max_length, order)
         columns_of_rows = self._counted(packed_batches(documents, laid_out), totals)
         rows = [row for columns in columns_of_rows for row in _rows_of(columns)]
-        totals.counts["tokens_left_out"] += sum(documents.lengths) - (totals.counts["tokens"] - before)
+        totals.counts["tokens_left_out"] += int(documents.lengths.sum()) - (totals.counts["tokens"] - before)
         return rows
 
     def _counted(self, batches: Any, totals: Totals) -> Iterator[Columns]:

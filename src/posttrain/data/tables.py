@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.digests import file_digests
 from posttrain.data.json_text import shortened
-from posttrain.data.sources import Source, TableSource, combined_digest, file_digests, files_stamp
+from posttrain.data.sources import Source, TableSource, combined_digest, files_stamp
 from posttrain.data.streamed_sources import StreamedTable
 from posttrain.errors import UserError
 from posttrain.hub import PAGE, explain, hide_token

@@ -29,6 +29,7 @@ from posttrain.experiment.file_checks import (
 from posttrain.experiment.params import stage_config
 from posttrain.file_hashes import chat_template_of
 from posttrain.machine import cpu_model, num_cores
+from posttrain.packages import version_of
 from posttrain.runs import code_files, shown
 from posttrain.wording import some
 
@@ -171,7 +172,7 @@ def _today(folder: Path, about: dict[str, Any]) -> Iterator[Check]:
     packages = [
         f"{name} {old} → {new or 'not installed'}"
         for name, old in about["packages"].items()
-        if (new := provenance.version_of(name)) != old and name != "posttrain"
+        if (new := version_of(name)) != old and name != "posttrain"
     ]
     yield _compare("packages", packages, f"{len(about['packages'])} as they were")
     then, found = about["hardware"], []

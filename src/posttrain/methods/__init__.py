@@ -51,7 +51,7 @@ class Method:
         """
 
     def setup(
-        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], device: torch.device
+        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], arguments: TrainingArguments
     ) -> list[Dataset]:
         """Called once, with the policy as loaded, before adapters and wrappers; may add columns to the datasets."""
         return list(datasets)

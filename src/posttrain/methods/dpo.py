@@ -18,10 +18,11 @@ from posttrain.methods import Method, Row
 from posttrain.methods.pairs import segments_of_pairs
 from posttrain.models import load_causal_model
 from posttrain.reference import COLUMN, Reference, SyncReference, with_stored_logprobs
+from posttrain.sharding import spreads_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
     from posttrain.scoring import Scorer
 
@@ -41,20 +42,20 @@ class DPO(Method):
         )
 
     def setup(
-        self, model: PreTrainedModel, scorer: Scorer, datasets: Sequence[Dataset], device: torch.device
+        self, model: PreTrainedModel, scorer: Scorer, datasets: Sequence[Dataset], arguments: TrainingArguments
     ) -> list[Dataset]:
-        config = self.config
-        packed = config.attn_implementation is None
+        config, device = self.config, arguments.device
+        packed, spread = config.attn_implementation is None, spreads_weights(arguments)
         if config.ref_model_name_or_path:
             path, flag = config.ref_model_name_or_path, "--ref_model_name_or_path"
             other = load_causal_model(config, path, flag, revision="main")  # model_revision is that of the policy
-            self.reference = Reference.frozen(other, device, packed)
+            self.reference = Reference.frozen(other, device, packed, spread)
         elif config.precompute_ref_log_probs:
             self.reference = Reference(scorer, model.eval())
         elif config.use_peft:
             self.reference = Reference(scorer)
         else:
-            self.reference = Reference.frozen_copy(model, device, packed)
+            self.reference = Reference.frozen_copy(model, device, packed, spread)
         if not config.precompute_ref_log_probs:
             return list(datasets)
         folder = cache_root(config.cache_dir) / "reference"

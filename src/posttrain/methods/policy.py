@@ -127,14 +127,15 @@ class PolicyMethod(Method):
         )
 
     def setup(
-        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], device: torch.device
+        self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], arguments: TrainingArguments
     ) -> list[Dataset]:
-        config = self.config
+        config, device = self.config, arguments.device
         self.engine = Engine(model, self.scorer)
         if config.beta and config.use_peft:
             self.reference = Reference(self.scorer)
         elif config.beta:
-            self.reference = Reference.frozen_copy(model, device, config.attn_implementation is None)
+            packed = config.attn_implementation is None
+            self.reference = Reference.frozen_copy(model, device, packed, spreads_weights(arguments))
         self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
 
@@ -165,7 +166,7 @@ class PolicyMethod(Method):
     def loader(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> DataLoader[PackedBatch]:
         arguments, config = trainer.args, self.config
         if self.whole_policy is None:  # the trainer asks for its first batches before it spreads the weights
-            self.whole_policy = WholePolicy(trainer.model, spreads_weights(arguments))
+            self.whole_policy = WholePolicy(trainer.model, spreads_weights(arguments), arguments.device)
         collector = self._collector(trainer, rows, in_evaluation)
         complete = functools.partial(self._complete, trainer, in_evaluation=in_evaluation)
         observe = functools.partial(self._observe, trainer, rows, in_evaluation)
@@ -204,10 +205,11 @@ class PolicyMethod(Method):
             min_p=setting("min_p"),
             repetition_penalty=setting("repetition_penalty"),
         )
-        assert self.whole_policy is not None
+        whole_policy = self.whole_policy
+        assert whole_policy is not None
         return Collector(
             engine=self.engine,
-            policy=functools.partial(_policy_of, trainer, self.whole_policy),
+            policy=lambda: whole_policy.of(trainer.model),
             rewards=self.rewards,
             tokenizer=self.tokenizer,
             rows=rows,
@@ -354,10 +356,6 @@ class PolicyMethod(Method):
         self._trouble[0] = self.rewards.num_failures  # which earlier lines have told
         if self.reference and self.config.sync_ref_model:
             self.reference.load_state_dict(state)
-
-
-def _policy_of(trainer: PostTrainer, whole: WholePolicy) -> torch.nn.Module:
-    return whole.of(trainer.model, trainer.args.device)
 
 
 def _order_seed(arguments: TrainingArguments) -> int:

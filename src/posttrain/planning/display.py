@@ -100,6 +100,11 @@ def _rows(plan: Plan, ink: Ink) -> Iterator[str]:
         told.append(("saved", f"{rows.saved:.0%} of the tokens of padded batches: {what}"))
     if rows.evaluation:
         told.append(("evaluation", f"{rows.evaluation:,} rows"))
+    if rows.preparation is not None:
+        once = rows.preparation
+        how = f"in {once.processes} processes" if once.processes > 1 else "in one process"
+        needs = f"{in_words(once.memory)} of memory and up to {in_words(once.disk)} of disk"
+        told.append(("preparing", f"about {duration(once.seconds)} {how}, once; {needs}"))
     yield from _section("Rows", told, ink)
 
 

@@ -139,13 +139,14 @@ def _rows_plan(case: Case, steps: Steps) -> RowsPlan:
         saved=max(0.0, saved),
         looked_at=rows.num_read,
         evaluation=len(case.evaluation.lengths) if case.evaluation else 0,
+        preparation=rows.preparation,
     )
 
 
 def _packable(tokens: Any, limit: int) -> float:
     """Tokens of rows that best-fit packing would fill, by what they can hold."""
     some = np.minimum(tokens[:_PACKED_AT_MOST], limit)
-    return float(some.sum() / (len(best_fit_decreasing(some.tolist(), limit)) * limit))
+    return float(some.sum() / (len(best_fit_decreasing(some, limit)) * limit))
 
 
 def _longest_row(case: Case, steps: Steps, completion: float, highest: float) -> int | None:

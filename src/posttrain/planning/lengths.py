@@ -7,6 +7,7 @@ not been prepared, or that is streamed, from the first ones, prepared in a folde
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ import pyarrow.compute as pc
 from posttrain.data import store
 from posttrain.data.build import build
 from posttrain.data.prepare import options_of, prepare
-from posttrain.data.sources import FileSource, HeldOut, Mixture, Source, TableSource
+from posttrain.data.size import bytes_of, expected_rows
+from posttrain.data.sources import HeldOut, Source
 from posttrain.data.splits import open_source
 from posttrain.data.streamed_sources import FirstRows
-from posttrain.errors import UserError
+from posttrain.planning.preparation import Preparation, preparation
 
 if TYPE_CHECKING:
     from posttrain.config import CommonConfig
@@ -31,7 +33,6 @@ Numbers = npt.NDArray[np.int64]
 
 _MOST_LOOKED_AT = 400_000  # of rows that are prepared: further ones only count
 _MANY_BYTES, _MANY_ROWS = 2**28, 200_000  # of data that takes more than some seconds to prepare
-_LINES_FOR_SIZE = 2000
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Rows:
         num_read: rows of the data that were looked at; None: all.
         notes: what training will say of them.
         bytes_on_disk: of the prepared rows.
+        preparation: what they take where they are not prepared yet.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Rows:
     num_read: int | None
     notes: tuple[str, ...]
     bytes_on_disk: int
+    preparation: Preparation | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -127,7 +130,9 @@ def _sampled(
     if isinstance(source, HeldOut):  # which would count all rows to draw some of them
         source = source.source
     with tempfile.TemporaryDirectory(prefix="posttrain-plan-") as folder:
-        build(Path(folder), FirstRows(source, most_read, held_out=True), tokenizer, kind, options)
+        start = time.process_time()
+        build(Path(folder), FirstRows(source, most_read, held_out=True), tokenizer, kind, options, processes=1)
+        seconds = time.process_time() - start
         about = store.read_about(Path(folder))
         dataset = store.open_rows(Path(folder) / store.ROWS, "plan")
         lengths = _lengths(dataset.data.to_batches(), kind, len(dataset))
@@ -140,84 +145,17 @@ def _sampled(
     factor = expected / read if expected is not None else 1.0
     scaled = {name: round(count * factor) for name, count in counts.items()}
     known = None if expected is None else scaled["rows"]
-    on_disk = 0 if config.is_streamed else round(size * factor)
-    return Rows(source.name, scaled, lengths, known, read, tuple(about["notes"]), on_disk)
+    notes = tuple(about["notes"])
+    if config.is_streamed or expected is None:
+        return Rows(source.name, scaled, lengths, known, read, notes, 0 if config.is_streamed else size)
+    in_order = None if options.packing is None and options.shuffle_seed is None else float(size)
+    needed = preparation(config.dataset_num_proc, expected, seconds, size, in_order, read)
+    return Rows(source.name, scaled, lengths, known, read, notes, round(size * factor), needed)
 
 
 def _is_large(source: Source, expected: int | None) -> bool:
     """Whether preparing all of it takes more than some seconds."""
     return (bytes_of(source) or 0) > _MANY_BYTES or (expected or 0) > _MANY_ROWS
-
-
-def bytes_of(source: Source) -> int | None:
-    """Bytes of the files of a source; None where it has none of its own."""
-    if isinstance(source, FileSource):
-        return sum(path.stat().st_size for path in source.paths if path.is_file())
-    if isinstance(source, Mixture):
-        sizes = [bytes_of(part.source) for part in source.parts]
-        return sum(size or 0 for size in sizes)
-    inner = getattr(source, "source", None)
-    return None if inner is None else bytes_of(inner)
-
-
-def expected_rows(source: Source) -> int | None:
-    """About how many rows a source has, without reading it through; None where that cannot be told.
-
-    Args:
-        source: of whatever kind.
-    """
-    if isinstance(source, TableSource):
-        return len(source.table)
-    if isinstance(source, FileSource):
-        return sum(_rows_of_file(path) for path in source.paths)
-    if isinstance(source, Mixture):
-        return _rows_of_mixture(source)
-    if isinstance(source, HeldOut | FirstRows):
-        total = expected_rows(source.source)
-        size = source.number if isinstance(source, FirstRows) else source.size
-        if total is None:
-            return None
-        part = min(total, round(size) if size >= 1 else -int(-size * total // 1))
-        return part if source.held_out else total - part
-    return None
-
-
-def _rows_of_mixture(source: Mixture) -> int | None:
-    counts = [expected_rows(part.source) for part in source.parts]
-    if any(count is None for count in counts):
-        return None
-    known = [count for count in counts if count is not None]
-    fractions = [part.fraction for part in source.parts]
-    if all(fraction is None for fraction in fractions):
-        return sum(known)
-    whole = sum(fraction or 0.0 for fraction in fractions)
-    shares = [(fraction or 0.0) / whole for fraction in fractions]
-    return round(min(count / share for count, share in zip(known, shares, strict=True) if share))
-
-
-def _rows_of_file(path: Path) -> int:
-    """Of Parquet as it says itself; of others by the length of the first lines (of compressed ones, as they are)."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            return int(pyarrow.parquet.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError, ValueError):
-            return 0  # reading it says what is wrong
-    import gzip
-
-    is_packed = path.suffix == ".gz"
-    try:
-        with path.open("rb") as raw:
-            file: Any = gzip.GzipFile(fileobj=raw) if is_packed else raw
-            lines = 0
-            for _ in zip(range(_LINES_FOR_SIZE), file, strict=False):
-                lines += 1
-            read = raw.tell() if is_packed else file.tell()
-            size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return lines if read >= size else round(lines * size / max(1, read))
 
 
 # -- lengths

@@ -187,7 +187,9 @@ def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
     if setting.processes > 1 and "gradients" not in setting.sharded:
         yield Part("buckets of gradients", shape.trained_bytes, "what DistributedDataParallel sends")
     if setting.reference_bytes:
-        yield Part("reference", setting.reference_bytes, "a frozen model, whole in each process")
+        share = setting.processes if "weights" in setting.sharded else 1
+        how = f"over {share} processes" if share > 1 else "whole in each process"
+        yield Part("reference", setting.reference_bytes / share, f"a frozen model, {how}")
     if setting.reward_bytes:
         yield Part("reward models", setting.reward_bytes, "whole in each process")
     if "weights" in setting.sharded:
@@ -276,7 +278,7 @@ def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Pa
     tokens = max(one.prompts * one.prompt, one.completions)
     yield Part("a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), "over the prompts")
     if "weights" in setting.sharded:
-        yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process")
+        yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process, and given back")
     if not setting.on_gpu and shape.large_linears:
         yield Part("weights laid out anew", shape.large_linears, "for small products")
 

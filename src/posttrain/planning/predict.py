@@ -140,5 +140,6 @@ def run_time(
     start = _START + _START_OF_A_BYTE * case.shape.weight_bytes if measured is None else measured.start
     if getattr(case.config, "precompute_ref_log_probs", False) and case.rows.num_rows:
         start += seconds / 3 * case.rows.num_rows / max(1, steps.rows_in_step)
+    start += sum(rows.preparation.seconds for rows in (case.rows, case.evaluation) if rows and rows.preparation)
     saving = disk.num_saves * (_SAVE + disk.checkpoint / _BYTES_WRITTEN) + _SAVE + disk.model / _BYTES_WRITTEN
     return TimePlan(seconds, start, seconds * steps.number, evaluation, saving, measured is not None)

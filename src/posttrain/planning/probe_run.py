@@ -83,11 +83,11 @@ def _run(config: CommonConfig, request: dict[str, Any]) -> None:
                 Path(request["result"]).write_text(json.dumps(found), encoding="utf-8")
 
     class Probed(base):
-        def setup(self, model: Any, scorer: Any, datasets: Any, device: Any) -> Any:
+        def setup(self, model: Any, scorer: Any, datasets: Any, arguments: Any) -> Any:
             rows = request["rows"]
             if rows is not None:
                 datasets = [datasets[0].select(rows).flatten_indices(keep_in_memory=True), *datasets[1:]]
-            return super().setup(model, scorer, datasets, device)
+            return super().setup(model, scorer, datasets, arguments)
 
         def weights(self, batch: Any) -> Any:
             loads.append(_load(batch))

@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.inspection.findings import Finding
 from posttrain.planning.batches import Load, Steps
 from posttrain.planning.memory import Memory
+from posttrain.planning.preparation import Preparation
 
 MIB = 2**20
 
@@ -31,6 +32,7 @@ class RowsPlan:
         saved: share of tokens that need not be computed since prompts are shared and nothing is padded.
         looked_at: rows that were tokenised, where that is not all.
         evaluation: rows to evaluate on.
+        preparation: of rows that are many and not prepared yet.
     """
 
     source: str
@@ -47,6 +49,7 @@ class RowsPlan:
     saved: float
     looked_at: int | None
     evaluation: int
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True)

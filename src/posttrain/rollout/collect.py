@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from posttrain.rollout.engine import Engine, Sampling, uniforms
 from posttrain.rollout.rewards.batch import RewardBatch
 from posttrain.rollout.rewards.table import Rewards
+from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +49,7 @@ class Collector:
 
     Args:
         engine: of the policy.
-        policy: returns the policy as it is now, to be sampled from; called by all processes together.
+        policy: the policy as it is now, to be sampled from within a `with`; entered by all processes together.
         rewards: what scores completions.
         tokenizer: of the policy.
         rows: tokenised prompts.
@@ -60,7 +62,7 @@ class Collector:
     """
 
     engine: Engine
-    policy: Callable[[], torch.nn.Module]
+    policy: Callable[[], contextlib.AbstractContextManager[torch.nn.Module]]
     rewards: Rewards
     tokenizer: PreTrainedTokenizerBase
     rows: Dataset
@@ -81,15 +83,17 @@ class Collector:
         Returns:
             the G of the first prompt, those of the second, and so on.
         """
-        group, policy = self.num_generations, self.policy()
+        group = self.num_generations
         # What is drawn depends on the number of the completion alone, not on the process or the batch.
         wanted = [(*prompts[i // group], prompts[i // group][0] * group + i % group) for i in self._own(len(prompts))]
         pending = []
-        for start in range(0, len(wanted), self.at_a_time):
-            part = wanted[start : start + self.at_a_time]
-            rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
-            found = self._generate(policy, part, rows)
-            pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
+        wait_for_all("the step before")
+        with self.policy() as policy:
+            for start in range(0, len(wanted), self.at_a_time):
+                part = wanted[start : start + self.at_a_time]
+                rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
+                found = self._generate(policy, part, rows)
+                pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
         own = []
         for part, found, scores in pending:
             table = scores.result()
@@ -97,6 +101,7 @@ class Collector:
                 Rollout(row, ids, logprobs, ended, table[i])
                 for i, ((_, row, _), (ids, logprobs, ended)) in enumerate(zip(part, found, strict=True))
             ]
+        wait_for_all("generation and rewards")
         return self.gather(own)
 
     def _own(self, num_prompts: int) -> range:

@@ -1,0 +1,122 @@
+"""Processes that wait for one another for longer than a collective call would, and get along with uneven work."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slow_processes import SECONDS
+from tiny import curve, run, run_policy, write_base, write_preference, write_prompts
+
+HERE = Path(__file__).resolve().parent
+TIMEOUT = "4"  # seconds of a collective call
+# Prompts of an odd length teach nothing, and are replaced: three completions among two processes.
+REWARD = """
+import os, time
+
+def uneven(prompts, completion_ids, **columns):
+    if os.environ.get("RANK") == "1" and "SECONDS" in os.environ:
+        time.sleep(float(os.environ.pop("SECONDS")))
+    flat = [len(prompt[0]["content"]) % 2 for prompt in prompts]
+    return [0.0 if skip else sum(token % 3 == 0 for token in ids) for skip, ids in zip(flat, completion_ids)]
+"""
+UNEVEN = [
+    *(
+        "--num_generations",
+        "3",
+        "--dynamic_sampling",
+        "--beta",
+        "0.1",
+        "--sync_ref_model",
+        "--ref_model_sync_steps",
+        "1",
+    ),
+    *("--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "1", "--num_generations_eval", "1"),
+]
+FSDP = ["--fsdp", "full_shard auto_wrap", "--fsdp_config", '{"fsdp_version": 2}']
+
+
+def ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    found = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds what all that is slow leaves: it runs at the same time, since it mostly sleeps."""
+    folder = tmp_path_factory.mktemp("slow")
+    base = write_base(folder / "base")
+    pairs, prompts = write_preference(folder / "pairs.jsonl"), write_prompts(folder / "prompts.jsonl")
+    (folder / "reward_uneven.py").write_text(REWARD, encoding="utf-8")
+    reward = ["--reward_funcs", f"{folder}/reward_uneven.py:uneven"]
+    commands: list[list[str]] = []
+    slow = ["--ddp_timeout", TIMEOUT, "--max_steps", "2"]
+    run_policy(
+        "grpo", base, prompts, folder / "grpo", *reward, *slow, *UNEVEN, *FSDP, "--per_device_train_batch_size", "3",
+        starter=commands.append,
+    )  # fmt: skip
+    run("dpo", base, pairs, folder / "dpo", *slow, "--precompute_ref_log_probs", starter=commands.append)
+    numbers = ports(len(commands) + 2)
+    started = [[port, *words] for port, words in zip(numbers, commands, strict=False)]
+    (folder / "commands.json").write_text(json.dumps(started), encoding="utf-8")
+    (folder / "ports.json").write_text(json.dumps(numbers[-2:]), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "SECONDS"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "slow_processes.py"), str(folder)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    run_policy(
+        "grpo",
+        base,
+        prompts,
+        folder / "alone",
+        *reward,
+        *UNEVEN,
+        "--max_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "6",
+    )
+    return folder
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")))
+
+
+def test_whoever_is_late_is_waited_for_and_named_and_leaves_nothing_in_the_store(folder: Path) -> None:
+    found = [json.loads((folder / f"late-{rank}.json").read_text(encoding="utf-8")) for rank in range(3)]
+    assert [one["sum"] for one in found] == [3, 3, 3]
+    assert max(one["grown"] for one in found) <= 4
+    assert found[0]["told"][0].startswith("Waiting for process 1 since 1 s (a nap)")
+    assert not found[1]["told"]
+
+
+def test_a_store_that_is_gone_ends_the_waiting(folder: Path) -> None:
+    said = (folder / "gone.txt").read_text(encoding="utf-8")
+    assert said.startswith("Connection closed by peer") and "a test" in said
+
+
+def test_slow_rewards_uneven_groups_and_too_few_prompts_give_the_steps_of_one_process(folder: Path) -> None:
+    alone, two = state(folder / "alone"), state(folder / "grpo")
+    names = ("loss", "reward", "grad_norm", "kl", "dynamic_sampling/replaced", "completions/mean_length")
+    expected, actual = curve(alone, *names), curve(two, *names)
+    assert actual == [pytest.approx(line, rel=2e-4, abs=2e-5) for line in expected]
+    assert any(line[4] for line in expected) and len(expected) == 2
+    [evaluated], [other] = curve(alone, "eval_loss", "eval_reward"), curve(two, "eval_loss", "eval_reward")
+    assert other == pytest.approx(evaluated, rel=2e-4, abs=2e-5)
+
+
+def test_rows_and_log_probs_that_one_process_prepares_are_waited_for(folder: Path) -> None:
+    assert float(TIMEOUT) < SECONDS
+    losses = curve(state(folder / "dpo"), "loss")
+    assert len(losses) == 2
