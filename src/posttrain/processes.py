@@ -53,7 +53,7 @@ class _Relay:
 
     def _serve(self) -> None:
         while True:
-            number = signal.sigwait(self._numbers)
+            number, sender = self._next()
             if number == signal.SIGTERM:
                 # It tells of the end of the thread that has started this process, too. While another thread of the
                 # command lives on, that one counts as the parent.
@@ -65,8 +65,15 @@ class _Relay:
                 end_at_once(signal.SIGINT, "stopped at once; what was saved before is kept")
             elif answer is Answer.FIRST and not children():
                 end_at_once(number, before_training(number))
-            elif answer is Answer.FIRST:
+            elif answer is Answer.FIRST and sender not in children():  # those tell that all have agreed to end
                 threading.Thread(target=self._tell, args=(number,), daemon=True).start()
+
+    def _next(self) -> tuple[int, int | None]:
+        """The next signal, and the process that has sent it where the system tells."""
+        if sys.platform == "darwin":
+            return signal.sigwait(self._numbers), None
+        about = signal.sigwaitinfo(self._numbers)
+        return about.si_signo, about.si_pid
 
     def give_up(self, cause: str, code: int) -> None:
         """Ends all processes of this machine, since those of another one are gone; does not return.
