@@ -144,7 +144,7 @@ def _attend_per_segment(
         plain = parent == NO_PARENT and not window_cuts
         mask = None
         if not plain:
-            mask = segments.mask(q.shape[2], k.shape[2], window if window_cuts else None, q.device)
+            mask = segments.added_mask(q.shape[2], k.shape[2], window if window_cuts else None, q.device, q.dtype)
         outputs.append(
             scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling, enable_gqa=grouped

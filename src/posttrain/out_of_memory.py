@@ -59,7 +59,7 @@ def _same_steps(config: Any, on_gpu: bool) -> Iterator[tuple[str, str]]:
         if getattr(config, "steps_per_generation", None):
             flags += f" --steps_per_generation {config.steps_per_generation * batch // smaller}"
         yield flags, "the same step, in pieces"
-    if config.method in ("grpo", "rloo"):
+    if config.method in ("grpo", "rloo") and not config.use_vllm:
         yield f"--rollout_batch_size {max(1, config.rollout_batch_size // 4)}", "fewer sampled at a time"
     if config.eval_strategy not in (None, "no") and (config.per_device_eval_batch_size or 8) > 1:
         yield "--per_device_eval_batch_size 1", "if it was an evaluation"

@@ -35,7 +35,7 @@ from posttrain.sharded_trainer import ShardedTrainer
 from posttrain.sharding import is_sharded
 from posttrain.shares import eval_loader, train_loader
 from posttrain.step_record import StepRecord
-from posttrain.stop_training import Stopping
+from posttrain.stop_training import Stopping, leaving_if_lost
 from posttrain.trainer_flags import PackedTrainer
 from posttrain.waiting import wait_for_all
 from posttrain.watch import NotFinite
@@ -103,7 +103,8 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
     ) -> tuple[list[PackedBatch], dict[str, float]]:
         """The micro-batches of one optimizer step, and what their losses are divided by."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
+        with leaving_if_lost(self):
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         if self._record is not None:
             self._record.batches(batches)
         totals: dict[str, float] = defaultdict(float)

@@ -25,6 +25,7 @@ OWN = {
     *("judge_timeout", "judge_retries", "max_prompt_tokens", "long_prompts", "rollout_batch_size"),
     *("dynamic_sampling", "max_resampling_rounds", "kl_estimator", "eval_temperature", "eval_top_p", "eval_top_k"),
     *("eval_min_p", "eval_repetition_penalty", "eval_max_completion_length", "max_nonfinite_steps"),
+    "vllm_weights_dir",
 }
 OWN_OF_MIXTURES = {"seed"}
 FOR_ALL = "for every method; TRL has it for {}"
@@ -61,6 +62,8 @@ DIFFERS = {
     "reward_model_name_or_path": "an adapter, TASK:MODEL or judge:MODEL, too",
     "reward_funcs": "path/to/file.py:function, judge:MODEL and TASK:MODEL, too",
     "num_completions_to_print": "unset: 4, not all",
+    "vllm_mode": "the server is vLLM's own",
+    "vllm_server_timeout": "also how long a lost server is waited for",
     "dataset_kwargs": "skip_prepare_dataset alone, which rows with input_ids do not need",
     "packing_strategy": "wrapped: documents do not see each other",
     "assistant_only_loss": "with any chat template",
