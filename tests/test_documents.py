@@ -248,7 +248,7 @@ def test_flags_in_the_text_exist(document: str) -> None:
     }
     known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
     for span in spans(document):
-        if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:
+        if span.split()[0] in ("dvc", "git", "make", "pip", "python", "vllm") or "/" in span.split()[0]:
             continue  # those have flags of their own
         for flag in re.findall(r"(?<![\w-])--[a-z]\w*\b(?!…)", span):
             name = flag.removeprefix("--")

@@ -126,6 +126,8 @@ class PackedBatch:
         num_tokens: tokens of all sequences, a shared prompt counted once for each of them.
         reference_logprobs: (N,) float32, log-probs of the targets under the reference model, where a method has one.
         old_logprobs: (N,) float32, log-probs under the policy that sampled the targets; None = under this very policy.
+        sampler_log_ratio: (N,) float32, log-probs under the policy that sampled the targets, less those that another
+            engine told as it sampled them; None = it did not, or nothing is made of that.
         advantages: (C,) float32, how much better than expected each sequence is.
         entropy_mask: (N,) float32, 1 = the target is among the uncertain ones that a policy is trained on; None = all.
         margins: (num_groups,) float32, how much better the chosen completion of each pair is, where rows say so.
@@ -144,6 +146,7 @@ class PackedBatch:
     num_tokens: int
     reference_logprobs: torch.Tensor | None = None
     old_logprobs: torch.Tensor | None = None
+    sampler_log_ratio: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     entropy_mask: torch.Tensor | None = None
     margins: torch.Tensor | None = None

@@ -47,6 +47,7 @@ def disk_plan(
     limit = arguments.save_total_limit
     kept = saves if limit is None else min(saves, limit)
     at_a_time = kept + (saves > kept)  # the next is written before the oldest goes
+    both = (rows, evaluation)
     cache = float(rows.bytes_on_disk + (evaluation.bytes_on_disk if evaluation else 0))
     if getattr(config, "precompute_ref_log_probs", False):
         cache += 4.0 * (rows.counts.get("targets", 0) + (evaluation.counts.get("targets", 0) if evaluation else 0))
@@ -64,6 +65,7 @@ def disk_plan(
         completions=completions,
         dvc=model if is_output_of_stage(config.output_dir) else 0.0,
         free=float(shutil.disk_usage(there).free),
+        preparing=sum(max(0.0, one.preparation.disk - one.bytes_on_disk) for one in both if one and one.preparation),
     )
 
 
