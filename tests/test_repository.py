@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import LONG
 from repositories import dvc, write_repository
 
 from posttrain.experiment.closure import import_closure, imported_modules
@@ -232,6 +233,10 @@ def test_metrics_and_curves_of_all_stages_stand_in_git() -> None:
     )
     entries = [(stage, stage.get(kind, [])) for stage in stages().values() for kind in ("metrics", "plots")]
     assert set(listed.stdout.split()) == {path for stage, some in entries for path in resolved(stage, some)}
+
+
+def test_files_of_tests_that_are_begun_first_are_there() -> None:
+    assert all((ROOT / f"tests/{name}.py").is_file() for name in LONG)
 
 
 def test_dvc_keeps_quiet() -> None:
