@@ -85,7 +85,7 @@ def test_long_prompts_are_dropped_or_cut_at_the_front_or_an_error(model: Path, t
         ([{"prompt": "a"}], ["--per_device_train_batch_size", "6"], "no multiple of num_generations 8"),
         ([{"prompt": "a"}], ["--long_prompts", "drop"], "give max_prompt_tokens"),
         ([{"prompt": "a"}], ["--temperature", "0"], "temperature is 0"),
-        ([{"prompt": "a"}], ["--use_vllm"], "use_vllm is not built yet"),
+        ([{"prompt": "a"}], ["--use_vllm"], "runs vLLM in this process, and it is not installed here"),
         ([{"prompt": "a"}], ["--loss_type", "sapo", "--sapo_temperature_neg", "0"], "sapo_temperature_neg is 0"),
         ([{"prompt": "a"}], ["--num_generations", "1"], "num_generations"),
     ],

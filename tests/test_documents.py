@@ -197,10 +197,12 @@ def check_make(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    if words[0] == "-m":
+    if words[0] == "-m" and not words[1].startswith("benchmarks."):
         file = ROOT / "src" / (words[1].replace(".", "/") + ".py")
         assert file.is_file()
         return
+    if words[0] == "-m":
+        words = [f"{words[1].replace('.', '/')}/__main__.py", *words[2:]]
     file, rest = ROOT / words[0], words[1:]
     assert file.is_file()
     if file.parent.name == "scripts" and file.stem in METHODS:
@@ -246,7 +248,7 @@ def test_flags_in_the_text_exist(document: str) -> None:
     }
     known |= {f"no_{name}" for cls in METHODS.values() for name, field in flags_of(cls).items() if is_bool(field)}
     for span in spans(document):
-        if span.split()[0] in ("dvc", "git", "make", "pip", "python") or "/" in span.split()[0]:
+        if span.split()[0] in ("dvc", "git", "make", "pip", "python", "vllm") or "/" in span.split()[0]:
             continue  # those have flags of their own
         for flag in re.findall(r"(?<![\w-])--[a-z]\w*\b(?!…)", span):
             name = flag.removeprefix("--")

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
-from posttrain.methods.policy import eos_token_ids
 from posttrain.models import checkpoint_activations, match_tokenizer
 from posttrain.rollout import engine as engine_module
 from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
+from posttrain.rollout.engines import eos_token_ids
 from posttrain.scoring import Scorer
 
 PROMPTS = [np.arange(3, 12), np.array([40]), np.arange(60, 80, 4)]

@@ -41,6 +41,6 @@ class Counts:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Goes on where `state_dict` was called."""
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
-        for name, value in state["weights"].items():
-            self.weights[name] = value.to(device) if torch.is_tensor(value) else value
+        weights = {name: one.to(device) if torch.is_tensor(one) else one for name, one in state["weights"].items()}
+        self.weights = defaultdict(float, weights)
         self.largest = {(name, sign): value.to(device) for name, sign, value in state["largest"]}

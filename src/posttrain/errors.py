@@ -55,6 +55,20 @@ class RunFailed(RuntimeError):
         self.page = page
 
 
+class EngineLost(RunFailed):
+    """What generates completions for a run is gone and does not come back; all processes of the run are told.
+
+    Args:
+        message: The message.
+        page: Where docs/ tells more.
+        asked: the signal by which the run was asked to end, and for which nobody waits any longer.
+    """
+
+    def __init__(self, message: str, page: str | None = None, asked: int | None = None) -> None:
+        super().__init__(message, page)
+        self.asked = asked
+
+
 class Stopped(Exception):
     """A signal asked the run to end, and it has done so in good order; exit code 128 + the signal's number.
 

@@ -32,22 +32,36 @@ class Positions(NamedTuple):
     is_rotary: bool
 
 
-def positions_of(config: CommonConfig) -> Positions:
+def text_config_of(config: CommonConfig) -> Any:
     """Read the config of `model_name_or_path`, or of an adapter's base; no weights.
 
     Args:
         config: of the run.
+
+    Returns:
+        What it says of the language model; None for an adapter of the hub, or a model that cannot be loaded, which
+        loading it tells.
     """
     from transformers import AutoConfig
 
     base = adapter_base(str(config.model_name_or_path))
     name, revision = (config.model_name_or_path, config.model_revision) if base is None else (base, "main")
     try:
-        about = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=config.trust_remote_code
-        ).get_text_config()
+        about = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        return about.get_text_config()
     except (OSError, ValueError, KeyError):
-        return Positions(None, True)  # an adapter of the hub, or a model that cannot be loaded, which loading it tells
+        return None
+
+
+def positions_of(config: CommonConfig) -> Positions:
+    """What the config of `model_name_or_path`, or of an adapter's base, says of positions.
+
+    Args:
+        config: of the run.
+    """
+    about = text_config_of(config)
+    if about is None:
+        return Positions(None, True)
     is_rotary = any(getattr(about, name, None) for name in ("rope_parameters", "rope_theta"))
     return Positions(getattr(about, "max_position_embeddings", None), is_rotary)
 

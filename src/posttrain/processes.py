@@ -18,6 +18,7 @@ from typing import Any
 
 from posttrain.errors import LOST, OUT_OF_MEMORY_PAGE, UserError, report, report_mistakes
 from posttrain.heartbeat import FAILURES_PAGE, Heartbeat
+from posttrain.loading import collector_at_rest
 from posttrain.meeting import Meeting
 from posttrain.stop import (
     SIGNALS,
@@ -120,8 +121,9 @@ def main() -> int:
     # write pages about it.
     is_quiet = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    importlib.import_module("torch.distributed.run")  # its loggers take their levels when they are made
-    from accelerate.commands.launch import launch_command_parser
+    with collector_at_rest():
+        importlib.import_module("torch.distributed.run")  # its loggers take their levels when they are made
+        from accelerate.commands.launch import launch_command_parser
 
     if is_quiet:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # its processes may say what they like

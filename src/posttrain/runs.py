@@ -42,6 +42,8 @@ WITHOUT_A_SAY = (
     *("resume_from_checkpoint", "model_name_or_path", "dataset_name", "datasets", "save_total_limit"),
     *("max_nonfinite_steps", "ddp_timeout"),
     *("max_reward_failures", "reward_timeout", "judge_timeout", "judge_retries", "judge_concurrency"),
+    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_weights_dir"),
+    *("vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"),
     *("use_cpu",),  # set where there is no GPU; the kind of device counts by itself
     *("log_level", "log_level_replica", "logging_dir", "project", "dataloader_num_workers", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),

@@ -1,17 +1,19 @@
-"""The end of training between two steps, where a signal has asked for it: all processes at the same step, with a
-checkpoint from which the same command goes on."""
+"""The end of training between two steps, where a signal has asked for it, or what samples is lost: all processes at
+the same step, with a checkpoint from which the same command goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from posttrain import stop
-from posttrain.errors import Stopped
+from posttrain.errors import EngineLost, RunFailed, Stopped
 from posttrain.waiting import wait_for_all
 
 
@@ -81,18 +83,65 @@ class Stopping(TrainerCallback):
             stop.enter(stop.Phase.END)
             return
         assert self._agreed is not None
+        state = trainer.state
+        raise Stopped(
+            self._agreed,
+            f"stopped by {stop.name_of(self._agreed)} after step {state.global_step} of {state.max_steps}; "
+            f"{self._keep(trainer)}",
+        )
+
+    def leave_without(self, trainer: Any, lost: EngineLost) -> None:
+        """Ends the run after the last step whose completions were there; called by all processes.
+
+        Args:
+            trainer: of the run.
+            lost: what was lost, and whether anybody has asked the run to end meanwhile.
+
+        Raises:
+            Stopped: somebody has.
+            RunFailed: nobody has.
+        """
+        if lost.asked is not None:
+            self.agree([float(number == lost.asked) for number in stop.SIGNALS])
+            self._is_leaving = True
+            self.leave(trainer)
+        state, way_on = trainer.state, "nothing was trained; the same command begins anew"
+        if state.global_step:
+            way_on = f"stopped after step {state.global_step} of {state.max_steps}; {self._keep(trainer)}"
+        raise RunFailed(f"{lost}; {way_on}", lost.page) from lost
+
+    def _keep(self, trainer: Any) -> str:
+        """Writes what has not been written yet; returns where it is, and how to go on."""
         state, args = trainer.state, trainer.args
         if self._saved != state.global_step:  # transformers saves for --save_strategy best only what is better
             trainer._save_checkpoint(trainer.model, None)
         trainer._finish_current_push()
         trainer.callback_handler.on_train_end(args, state, trainer.control)  # trackers write what they have
         wait_for_all("trackers")
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         way_on = "the same command goes on from there"
         if args.save_only_model:
             way_on = "training cannot go on from it, since --save_only_model keeps the weights alone"
-        raise Stopped(
-            self._agreed,
-            f"stopped by {stop.name_of(self._agreed)} after step {state.global_step} of {state.max_steps}; "
-            f"kept in {folder}; {way_on}",
-        )
+        return f"kept in {Path(args.output_dir) / f'checkpoint-{state.global_step}'}; {way_on}"
+
+
+@contextlib.contextmanager
+def leaving_if_lost(trainer: Any) -> Iterator[None]:
+    """While the batches of a step are sampled: if what samples them is lost, the run ends as if that had not begun.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        Stopped, RunFailed: it is.
+    """
+    sampling = trainer.method.sampling_state()
+    if sampling is None:
+        yield
+        return
+    progress = trainer.progress_state()
+    try:
+        yield
+    except EngineLost as lost:
+        trainer.method.load_sampling_state(sampling)
+        trainer.restore_progress(progress)
+        trainer.stopping.leave_without(trainer, lost)

@@ -29,12 +29,13 @@ from posttrain.errors import UserError
 from posttrain.finite import FiniteTrainer
 from posttrain.losses import Loss
 from posttrain.methods import Method
+from posttrain.offloading import offloading_from
 from posttrain.publish import HubTrainer
 from posttrain.sharded_trainer import ShardedTrainer
 from posttrain.sharding import is_sharded
 from posttrain.shares import eval_loader, train_loader
 from posttrain.step_record import StepRecord
-from posttrain.stop_training import Stopping
+from posttrain.stop_training import Stopping, leaving_if_lost
 from posttrain.trainer_flags import PackedTrainer
 from posttrain.waiting import wait_for_all
 from posttrain.watch import NotFinite
@@ -78,6 +79,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self._record: StepRecord | None = None
+        self._offloading = offloading_from(self.args.device) if method.config.activation_offloading else None
 
     def record_steps(self, record: StepRecord) -> None:
         """Has every step written down, from the next on."""
@@ -101,7 +103,8 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
     ) -> tuple[list[PackedBatch], dict[str, float]]:
         """The micro-batches of one optimizer step, and what their losses are divided by."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
+        with leaving_if_lost(self):
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         if self._record is not None:
             self._record.batches(batches)
         totals: dict[str, float] = defaultdict(float)
@@ -164,8 +167,8 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """With `--activation_offloading`, what the backward pass needs waits in the CPU's memory."""
         stack = super().compute_loss_context_manager()
-        if self.method.config.activation_offloading and torch.cuda.is_available():
-            stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
+        if self._offloading is not None:
+            stack.enter_context(self._offloading)
         return stack
 
     def count(self, loss: Loss, is_filler: bool = False) -> None:

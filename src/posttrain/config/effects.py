@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from posttrain.config.fields import flags_of
+from posttrain.config.generation_engines import GenerationEngineFlags
 
 if TYPE_CHECKING:
     from posttrain.config.common import CommonConfig
@@ -15,7 +16,11 @@ _AS_IN_TRAINING = "evaluation takes the precision of training"
 _NO_WHOLE_LOGITS = "what it saves is saved for every model: log-probs are computed without whole logits in memory"
 _SAMPLED = "batches are sampled, not read"
 _OWN_ENGINE = "posttrain's own engine generates, with caches of its own"
-_WITHOUT_VLLM = "it is for vLLM, which is not built in yet"
+_WITHOUT_VLLM = "it is for vLLM: add --use_vllm"
+_SERVERS_OWN = "the server's own command line says it"
+_NO_SERVER = "it is for --vllm_mode server"
+_BY_FILES = "weights travel as files, through vllm_weights_dir"
+_NO_ADDRESS_NEEDED = "vllm_server_base_url says it"
 
 _FOR_ALL = {
     "padding_free": _NO_PADDING,
@@ -54,12 +59,17 @@ _FOR_ROLLOUTS = {
     "transformers_continuous_batching_config": _OWN_ENGINE,
     "use_transformers_paged": _OWN_ENGINE,
     "ds3_gather_for_generation": "sampling gathers what it needs",
+    "vllm_group_port": _BY_FILES,
 }
+_OF_A_SERVER = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout")
+_OF_A_PROCESS = (
+    *("vllm_model_impl", "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length"),
+    "vllm_tensor_parallel_size",
+)
 
 
 _REFUSED = {
     "label_smoothing_factor": "log-probs of the target tokens alone are computed; dpo has label_smoothing, for pairs",
-    "use_vllm": "not built in yet; posttrain's own engine generates",
     "generation_kwargs": "use temperature, top_p, top_k, min_p, repetition_penalty and max_completion_length",
     "cast_lm_head_to_fp32": "use dtype float32",
     "max_tool_calling_iterations": "completions call no tools",
@@ -92,8 +102,21 @@ def without_effect(cls: type[CommonConfig]) -> dict[str, str]:
     reasons = dict(_FOR_ALL)
     if cls.data_kind == "prompts":
         reasons |= _FOR_ROLLOUTS
-        reasons |= {name: _WITHOUT_VLLM for name in flags_of(cls) if name.startswith("vllm_")}
     return {name: reasons[name] for name in flags_of(cls) if name in reasons}
+
+
+def _without_effect_here(config: CommonConfig) -> dict[str, str]:
+    """Flags of vLLM that another flag leaves nothing to say to."""
+    if not isinstance(config, GenerationEngineFlags):
+        return {}
+    if not config.use_vllm:
+        return {name: _WITHOUT_VLLM for name in flags_of(type(config)) if name.startswith("vllm_")}
+    if not config.uses_vllm_server:
+        return {name: _NO_SERVER for name in _OF_A_SERVER}
+    reasons = {name: _SERVERS_OWN for name in _OF_A_PROCESS}
+    if config.vllm_server_base_url is not None:
+        reasons |= {name: _NO_ADDRESS_NEEDED for name in ("vllm_server_host", "vllm_server_port")}
+    return reasons
 
 
 def remark(config: CommonConfig) -> str | None:
@@ -103,7 +126,7 @@ def remark(config: CommonConfig) -> str | None:
         config: With the names that the user set, in `explicit`.
     """
     reasons: dict[str, list[str]] = {}
-    for name, reason in without_effect(type(config)).items():
+    for name, reason in (without_effect(type(config)) | _without_effect_here(config)).items():
         if name in config.explicit:
             reasons.setdefault(reason, []).append(name)
     if not reasons:

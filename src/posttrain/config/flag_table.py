@@ -18,13 +18,14 @@ from posttrain.config.renamed import refused_names
 THEIR_DEFAULTS = {"gradient_checkpointing": "true", "reward.lora_task_type": "CAUSAL_LM"}
 # Flags of posttrain alone.
 OWN = {
-    *("metrics_file", "plots_file", "provenance_file", "record_steps", "work_dir", "cache_dir", "config"),
+    *("metrics_file", "plots_file", "provenance_file", "record_steps", "work_dir", "cache_dir", "config", "recompute"),
     "dpo.ref_model_name_or_path",
     *("reward_model_revision", "reward_model_dtype", "soft_punish_cache", "reward_workers", "reward_timeout"),
     *("max_reward_failures", "judge_base_url", "judge_rubric", "judge_parameters", "judge_concurrency"),
     *("judge_timeout", "judge_retries", "max_prompt_tokens", "long_prompts", "rollout_batch_size"),
     *("dynamic_sampling", "max_resampling_rounds", "kl_estimator", "eval_temperature", "eval_top_p", "eval_top_k"),
     *("eval_min_p", "eval_repetition_penalty", "eval_max_completion_length", "max_nonfinite_steps"),
+    "vllm_weights_dir",
 }
 OWN_OF_MIXTURES = {"seed"}
 FOR_ALL = "for every method; TRL has it for {}"
@@ -61,6 +62,8 @@ DIFFERS = {
     "reward_model_name_or_path": "an adapter, TASK:MODEL or judge:MODEL, too",
     "reward_funcs": "path/to/file.py:function, judge:MODEL and TASK:MODEL, too",
     "num_completions_to_print": "unset: 4, not all",
+    "vllm_mode": "the server is vLLM's own",
+    "vllm_server_timeout": "also how long a lost server is waited for",
     "dataset_kwargs": "skip_prepare_dataset alone, which rows with input_ids do not need",
     "packing_strategy": "wrapped: documents do not see each other",
     "assistant_only_loss": "with any chat template",

@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 from posttrain.config.common import CommonConfig
 from posttrain.config.fields import flag
-from posttrain.config.generation_engines import GenerationEngineFlags, VLLMCorrectionFlags
+from posttrain.config.generation_engines import (
+    GenerationEngineFlags,
+    VLLMCorrectionFlags,
+    correction_problems,
+    engine_problems,
+)
 from posttrain.config.rewards import RewardSourceFlags
 
 GRPO_LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"]
@@ -163,7 +168,7 @@ class PolicyConfig(PolicyFlags, RolloutFlags, GenerationFlags, RewardSourceFlags
         """The common rules, and those of sampling and rewards."""
         yield from super().problems()
         yield from self.reward_problems()
-        yield from self.engine_problems()
+        yield from engine_problems(self)
         if self.temperature == 0:
             yield "temperature is 0, which gives the same completion every time; give a number above 0, such as 1"
         for name in ("top_p", "eval_top_p", "repetition_penalty", "eval_repetition_penalty"):
@@ -199,6 +204,7 @@ class GRPOConfig(GRPOFlags, VLLMCorrectionFlags, PolicyConfig):
     def problems(self) -> Iterator[str]:
         """The common rules, and those of GRPO."""
         yield from super().problems()
+        yield from correction_problems(self)
         if self.cast_lm_head_to_fp32:
             yield "cast_lm_head_to_fp32 is not available; load the model with dtype float32"
         if self.max_tool_calling_iterations is not None:

@@ -20,6 +20,7 @@ Where it departs from TRL, whose names and constants these are:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import torch
 
 from posttrain.losses import Loss, Term
 from posttrain.losses.ratios import Metrics, clip_metrics, exp_bounded, kl_estimates, log_ratios, sums_by_sequence
+from posttrain.losses.sampler_correction import CorrectionOptions, sampler_correction
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Targets:
         ratio: (M,) ρ at the level of importance sampling, with gradient.
         ratio_sequence_ids: (M,) which sequence a ratio belongs to.
         advantages: (C,) A of each completion.
+        log_correction: (C,) log of what a whole completion weighs for having been sampled by another engine; None = by
+            this one.
     """
 
     logprobs: torch.Tensor
@@ -75,6 +79,7 @@ class Targets:
     ratio: torch.Tensor
     ratio_sequence_ids: torch.Tensor
     advantages: torch.Tensor
+    log_correction: torch.Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -123,8 +128,11 @@ def sapo(t: Targets, o: PolicyOptions) -> TokenLoss:
 
 def vespo(t: Targets, o: PolicyOptions) -> TokenLoss:
     """-sg(φ(w))·A·log π, with w = Π ρ over the sequence's tokens and φ(w) = w^k·exp(λ(1 - w)), so that φ(1) = 1; k and
-    λ by the sign of A (arXiv 2602.10693). log w is held between log 1e-8 and 20."""
+    λ by the sign of A (arXiv 2602.10693). log w is held between log 1e-8 and 20. A correction for another sampler is a
+    factor of w."""
     log_w = sums_by_sequence(t.log_ratio.detach().clamp(-20, 20), t.sequence_ids, t.num_sequences)
+    if t.log_correction is not None:
+        log_w = log_w + t.log_correction.clamp(math.log(1e-8), 20)
     log_w = log_w.clamp(math.log(1e-8), 20)
     is_good = t.advantages >= 0
     k = torch.where(is_good, o.vespo_k_pos, o.vespo_k_neg)
@@ -142,11 +150,13 @@ class LossType:
         token_loss: → (N,) losses, and metrics of its own.
         divide_by: weight that the sum is divided by, one of `policy_weights`.
         mean_of_sequence: whether a sequence counts by the mean over its tokens, and not by their sum.
+        weighs_itself: whether token_loss takes care of log_correction.
     """
 
     token_loss: Callable[[Targets, PolicyOptions], TokenLoss]
     divide_by: str
     mean_of_sequence: bool = False
+    weighs_itself: bool = False
 
 
 LOSSES: dict[str, LossType] = {
@@ -156,7 +166,7 @@ LOSSES: dict[str, LossType] = {
     "dapo": LossType(clipped, "targets"),  # DAPO, arXiv 2503.14476, eq. 8
     "cispo": LossType(cispo, "targets"),
     "sapo": LossType(sapo, "sequences", mean_of_sequence=True),
-    "vespo": LossType(vespo, "targets"),
+    "vespo": LossType(vespo, "targets", weighs_itself=True),
     "luspo": LossType(clipped, "sequences"),  # LUSPO, arXiv 2602.05261
 }
 
@@ -218,6 +228,8 @@ def policy_loss(
     reference_logprobs: torch.Tensor | None = None,
     entropy_mask: torch.Tensor | None = None,
     entropy_coef: float | None = None,
+    sampler_log_ratio: torch.Tensor | None = None,
+    correction: CorrectionOptions | None = None,
 ) -> Loss:
     """Policy gradient, KL to the reference with the factor beta, and entropy bonus.
 
@@ -232,19 +244,31 @@ def policy_loss(
         entropy_mask: (N,) 1 = counts in policy gradient and entropy bonus (`entropy.top_entropy_mask`); None = all do.
             The KL is that of all tokens.
         entropy_coef: factor of the mean entropy that is taken from the loss; None = no bonus.
+        sampler_log_ratio: (N,) log π_old - log π_sampler, where another engine with the same weights has sampled; None:
+            none has.
+        correction: how the policy gradient is weighed then; needed with sampler_log_ratio. The KL is not weighed.
 
     Returns:
-        Terms divided by `policy_weights`; metrics entropy, kl, policy_loss, entropy_coef and those of the loss type.
+        Terms divided by `policy_weights`; metrics entropy, kl, policy_loss, entropy_coef, those of the loss type and
+        those of the correction.
     """
     num_targets, num_sequences = logprobs.shape[0], advantages.shape[0]
     loss_type = LOSSES[options.loss_type]
     targets = _targets(logprobs, old_logprobs, sequence_ids, advantages, options.importance_sampling_level)
+    weights = None
+    if sampler_log_ratio is not None:
+        assert correction is not None
+        weights = sampler_correction(sampler_log_ratio, sequence_ids, num_sequences, correction)
+        targets = dataclasses.replace(targets, log_correction=weights.log_by_sequence)
     token_loss, metrics = loss_type.token_loss(targets, options)
-    if options.off_policy_mask_threshold is not None:
-        kept = off_policy_mask(targets.log_ratio, sequence_ids, advantages, options.off_policy_mask_threshold)
+    if options.off_policy_mask_threshold is not None:  # from what has really sampled
+        drift = targets.log_ratio if sampler_log_ratio is None else targets.log_ratio + sampler_log_ratio
+        kept = off_policy_mask(drift, sequence_ids, advantages, options.off_policy_mask_threshold)
         token_loss = token_loss * kept[sequence_ids]
     if entropy_mask is not None:
         token_loss = token_loss * entropy_mask
+    if weights is not None and not loss_type.weighs_itself:
+        token_loss = token_loss * weights.by_token
     shares = torch.ones_like(logprobs)
     if loss_type.mean_of_sequence:
         shares = 1 / sums_by_sequence(shares, sequence_ids, num_sequences)[sequence_ids]
@@ -258,10 +282,12 @@ def policy_loss(
         terms.append(Term((kl * shares).sum(), loss_type.divide_by, options.beta))
         metrics["kl"] = (kl.detach().sum(), float(num_targets))
     if entropy_coef is not None:
-        weights = policy_weights(num_targets, num_sequences, options)
+        divisors = policy_weights(num_targets, num_sequences, options)
         value = torch.stack([term.sum.detach() * term.coefficient for term in terms]).sum()
-        metrics["policy_loss"] = (value, float(weights[loss_type.divide_by]))
+        metrics["policy_loss"] = (value, float(divisors[loss_type.divide_by]))
         metrics["entropy_coef"] = (torch.tensor(entropy_coef, device=logprobs.device), 1.0)
         bonus = entropy if entropy_mask is None else entropy * entropy_mask
         terms.append(Term(bonus.sum(), "selected_targets", -entropy_coef))
+    if weights is not None:
+        return Loss(tuple(terms), metrics | weights.metrics, weights.minima, weights.maxima)
     return Loss(tuple(terms), metrics)

@@ -82,6 +82,13 @@ class Method:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was called."""
 
+    def sampling_state(self) -> dict[str, Any] | None:
+        """Of what samples batches and may be lost on the way: where it stands. None: there is no such thing."""
+        return None
+
+    def load_sampling_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where `sampling_state` was called."""
+
     def collate(self, rows: list[Row]) -> PackedBatch:
         """Tokenised rows of the dataset → one batch, on the CPU."""
         raise NotImplementedError

@@ -19,6 +19,7 @@ from posttrain.losses import Loss
 from posttrain.losses.advantages import Advantages, group_advantages
 from posttrain.losses.entropy import applied_entropy_coef, next_entropy_coef, top_entropy_mask
 from posttrain.losses.policy import PolicyOptions, policy_loss, policy_weights
+from posttrain.losses.sampler_correction import CorrectionOptions
 from posttrain.methods.policy import PolicyMethod
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class GRPO(PolicyMethod):
         self.needs_entropy_gradient = bool(config.entropy_coef) or config.use_adaptive_entropy
         if config.loss_type == "luspo" and config.importance_sampling_level == "token":
             logger.warning("--loss_type luspo: in its paper ratios are of sequences (--importance_sampling_level)")
+        self.corrects_sampler = config.use_vllm and config.vllm_importance_sampling_correction
+        self.correction = CorrectionOptions(
+            config.vllm_importance_sampling_mode, config.vllm_largest_weight, config.vllm_importance_sampling_clip_min
+        )
         self.entropy_coef = config.entropy_coef
         self.last_entropy: float | None = None
         self._entropy = torch.zeros(2)  # sum and number of tokens of the step under way
@@ -67,6 +72,8 @@ class GRPO(PolicyMethod):
             reference_logprobs=batch.reference_logprobs,
             entropy_mask=batch.entropy_mask,
             entropy_coef=self._coef() if self.needs_entropy_gradient else None,
+            sampler_log_ratio=batch.sampler_log_ratio,
+            correction=self.correction,
         )
 
     def _coef(self) -> float:

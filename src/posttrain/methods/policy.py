@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,16 @@ from posttrain.methods import Method
 from posttrain.reference import Reference, SyncReference
 from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.completions import SHOWN, completions_table, show_completions, write_completions
-from posttrain.rollout.engine import Engine, Sampling
-from posttrain.rollout.loader import EvalRollouts, TrainRollouts
+from posttrain.rollout.engines import Policy, check_engine, make_engine, policy_for, sampling_of
+from posttrain.rollout.loader import EvalRollouts, TrainRollouts, logprobs_told
 from posttrain.rollout.metrics import as_loss, length_metrics
 from posttrain.rollout.rewards.check import check_columns, required_columns, reward_files
 from posttrain.rollout.rewards.table import Rewards, build_rewards
 from posttrain.rollout.room import check_room
 from posttrain.rollout.schedule import GivenOrder, PromptOrder, make_schedule
+from posttrain.rollout.vllm_client import ServerFacts
 from posttrain.scoring import Scorer
-from posttrain.sharding import WholePolicy, spreads_weights
+from posttrain.sharding import spreads_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,12 +60,15 @@ class PolicyMethod(Method):
     config: PolicyConfig
     needs_entropy_gradient = False
     kl_in_reward = False
+    corrects_sampler = False  # whether the loss wants to know how far another engine was from the policy
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
         self.reference: Reference | None = None
         self.train_rollouts: TrainRollouts | None = None
-        self.whole_policy: WholePolicy | None = None
+        self.server: ServerFacts | None = None
+        self.policy: Policy | None = None
+        self._done: Callable[[], None] | None = None
         self.last_completions: pa.Table | None = None
         self._trouble = np.zeros(3, dtype=np.int64)
 
@@ -108,7 +112,9 @@ class PolicyMethod(Method):
             arguments.process_index,
         )
         self.accumulation = arguments.gradient_accumulation_steps
-        check_room(config, datasets)
+        self.server = check_engine(config)
+        own_room = config.vllm_max_model_length if config.use_vllm else None
+        check_room(config, datasets, own_room if self.server is None else self.server.longest)
         needs = required_columns(config)  # again here, for data of the hub
         for dataset in datasets:
             is_stream = isinstance(dataset, Stream)
@@ -130,7 +136,7 @@ class PolicyMethod(Method):
         self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], arguments: TrainingArguments
     ) -> list[Dataset]:
         config, device = self.config, arguments.device
-        self.engine = Engine(model, self.scorer)
+        self.engine = make_engine(config, model, self.scorer, arguments)
         if config.beta and config.use_peft:
             self.reference = Reference(self.scorer)
         elif config.beta:
@@ -146,6 +152,8 @@ class PolicyMethod(Method):
         return [SyncReference(self.reference, self.config.ref_model_mixup_alpha, self.config.ref_model_sync_steps)]
 
     def close(self) -> None:
+        if self._done is not None:
+            self._done()
         if hasattr(self, "rewards"):
             self.rewards.close()
 
@@ -155,6 +163,7 @@ class PolicyMethod(Method):
     def made_from(self) -> dict[str, Any]:
         return super().made_from() | {
             "rewards": {"sources": self.config.reward_sources(), "files": self._reward_files},
+            **({} if self.server is None else {"vllm_server": dataclasses.asdict(self.server)}),
         }
 
     @functools.cached_property
@@ -165,8 +174,8 @@ class PolicyMethod(Method):
 
     def loader(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> DataLoader[PackedBatch]:
         arguments, config = trainer.args, self.config
-        if self.whole_policy is None:  # the trainer asks for its first batches before it spreads the weights
-            self.whole_policy = WholePolicy(trainer.model, spreads_weights(arguments), arguments.device)
+        if self.policy is None:  # the trainer asks for its first batches before it spreads the weights
+            self.policy, self._done = policy_for(config, self.engine, trainer, functools.partial(self._score, trainer))
         collector = self._collector(trainer, rows, in_evaluation)
         complete = functools.partial(self._complete, trainer, in_evaluation=in_evaluation)
         observe = functools.partial(self._observe, trainer, rows, in_evaluation)
@@ -195,25 +204,15 @@ class PolicyMethod(Method):
         return PromptOrder(len(rows), _order_seed(arguments) if self.config.shuffle_dataset else None)
 
     def _collector(self, trainer: PostTrainer, rows: Dataset, in_evaluation: bool) -> Collector:
-        config, setting = self.config, functools.partial(self.config.setting, in_evaluation=in_evaluation)
-        sampling = Sampling(
-            max_new_tokens=setting("max_completion_length"),
-            eos_token_ids=eos_token_ids(trainer.model, self.tokenizer),
-            temperature=setting("temperature"),
-            top_p=setting("top_p"),
-            top_k=setting("top_k"),
-            min_p=setting("min_p"),
-            repetition_penalty=setting("repetition_penalty"),
-        )
-        whole_policy = self.whole_policy
-        assert whole_policy is not None
+        config = self.config
+        assert self.policy is not None
         return Collector(
             engine=self.engine,
-            policy=lambda: whole_policy.of(trainer.model),
+            policy=self.policy,
             rewards=self.rewards,
             tokenizer=self.tokenizer,
             rows=rows,
-            sampling=sampling,
+            sampling=sampling_of(config, trainer.model, self.tokenizer, in_evaluation),
             num_generations=self._group_size(in_evaluation),
             seed=trainer.args.seed + (_EVALUATION if in_evaluation else 0),
             at_a_time=config.rollout_batch_size,
@@ -241,6 +240,7 @@ class PolicyMethod(Method):
         advantages, which are those of a completion among all of its generation."""
         # On-policy, unless the policy is updated before a generation has been used up.
         off_policy = not in_evaluation and self.accumulation % self.schedule.batches_per_generation != 0
+        corrects = not in_evaluation and self.corrects_sampler
         batches: list[PackedBatch] = []
         kl: list[tuple[int, float, int]] = []  # place, sum over the targets, targets
         for places, batch in own:
@@ -248,7 +248,7 @@ class PolicyMethod(Method):
             if self.reference is not None:
                 batch = self.reference.complete(batch, trainer.model_wrapped, self.config.temperature)
             needs_kl = self.kl_in_reward and self.reference is not None
-            if off_policy or needs_kl:
+            if off_policy or needs_kl or corrects:
                 drawn = None if in_evaluation else [rollouts[i] for i in places]  # there at another temperature
                 logprobs = self._sampled_logprobs(trainer, batch, drawn)
                 if needs_kl and not batch.is_filler:
@@ -256,6 +256,9 @@ class PolicyMethod(Method):
                     kl += zip(places, self.kl_of(batch, logprobs).tolist(), lengths.tolist(), strict=True)
                 if off_policy:
                     batch = dataclasses.replace(batch, old_logprobs=logprobs)
+                if corrects:
+                    told = logprobs_told([rollouts[i] for i in places], batch)
+                    batch = dataclasses.replace(batch, sampler_log_ratio=logprobs - told)
             batches.append(batch)
         kl = sorted(gather_object(kl))
         rewards = torch.from_numpy(np.stack([rollout.rewards for rollout in rollouts]))
@@ -292,17 +295,15 @@ class PolicyMethod(Method):
     def _sampled_logprobs(
         self, trainer: PostTrainer, batch: PackedBatch, rollouts: list[Rollout] | None
     ) -> torch.Tensor:
-        """(N,) log-probs of the targets under the policy that sampled them. In full precision the sampler's own are
-        those of a forward pass; in half, a forward pass as in training keeps the difference between the two out of the
-        ratios."""
-        if (
-            rollouts is not None
-            and trainer.model.dtype == torch.float32
-            and not (trainer.args.bf16 or trainer.args.fp16)
-        ):
-            with_targets = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).tolist()
-            kept = [rollout.logprobs for rollout, count in zip(rollouts, with_targets, strict=True) if count]
-            return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *kept])).to(batch.input_ids.device)
+        """(N,) log-probs of the targets under the policy that sampled them. In full precision those of posttrain's own
+        sampler are those of a forward pass; in half, and of another sampler, a forward pass as in training keeps the
+        difference between the two out of the ratios."""
+        is_exact = trainer.model.dtype == torch.float32 and not (trainer.args.bf16 or trainer.args.fp16)
+        if rollouts is not None and is_exact and not self.config.use_vllm:
+            return logprobs_told(rollouts, batch)
+        return self._score(trainer, batch)
+
+    def _score(self, trainer: PostTrainer, batch: PackedBatch) -> torch.Tensor:
         return self.score_as_sampled(trainer, batch).logprobs
 
     @torch.no_grad()
@@ -327,11 +328,8 @@ class PolicyMethod(Method):
         if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
-            earlier, whole = self.last_completions, table
-            if earlier is not None and earlier["step"][0].as_py() == step:  # several generations make up one step
-                whole = pa.concat_tables([earlier, table])
-            self.last_completions = whole
-            write_completions(whole, Path(trainer.args.output_dir) / "completions")
+            folder = Path(trainer.args.output_dir) / "completions"
+            self.last_completions = write_completions(table, self.last_completions, folder)
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)
 
@@ -351,11 +349,21 @@ class PolicyMethod(Method):
                 f"--resume_from_checkpoint: the checkpoint holds rollouts made for {state['schedule']}, and this run "
                 f"has {now}; take the same number of processes and batch sizes, or start anew"
             )
+        self.load_sampling_state(state)
+        if self.reference and self.config.sync_ref_model:
+            self.reference.load_state_dict(state)
+
+    def sampling_state(self) -> dict[str, Any] | None:
+        if not self.config.use_vllm:
+            return None
+        assert self.train_rollouts is not None
+        return {"rollouts": self.train_rollouts.state_dict(), "rewards": self.rewards.state_dict()}
+
+    def load_sampling_state(self, state: dict[str, Any]) -> None:
+        assert self.train_rollouts is not None
         self.train_rollouts.load_state_dict(state["rollouts"])
         self.rewards.load_state_dict(state["rewards"])
         self._trouble[0] = self.rewards.num_failures  # which earlier lines have told
-        if self.reference and self.config.sync_ref_model:
-            self.reference.load_state_dict(state)
 
 
 def _order_seed(arguments: TrainingArguments) -> int:
@@ -364,10 +372,3 @@ def _order_seed(arguments: TrainingArguments) -> int:
 
 def _the_one(batches: list[PackedBatch]) -> PackedBatch:
     return batches[0]
-
-
-def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's own settings for generation."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    several = own if isinstance(own, list) else [own]
-    return tuple(sorted({int(one) for one in [tokenizer.eos_token_id, *several] if one is not None}))

@@ -184,6 +184,8 @@ def _assumed(case: Case, measured: Probe | None) -> list[str]:
             f"completions have {measured.completion:,.0f} tokens in the probe, and grow while the policy learns: by a "
             f"quarter of what is left to {longest_completion(case.config):,.0f} in the mean of the run, by half at most"
         )
+    if getattr(case.config, "use_vllm", False):
+        found.append("vLLM is not counted: neither its time and memory, nor the weights that it is sent as files")
     if case.rows.is_sampled:
         found.append(f"all rows are as the first {case.rows.num_read:,}")
     if not case.shape.saved.is_counted:

@@ -35,7 +35,7 @@ def predict_memory(case: Case, largest: Load, completion: float, evaluates: bool
     if case.evaluation is not None and evaluates:
         evaluation = _evaluation_load(case, completion)[1]
     sampling = None
-    if case.samples:
+    if _samples_here(case):
         sampling = _sampling(case, completion)
         if evaluation is not None:
             limit = float(config.setting("max_completion_length", True))
@@ -45,6 +45,11 @@ def predict_memory(case: Case, largest: Load, completion: float, evaluates: bool
             eval_sampling = Sampling(count, evaluation.rows, longest, limit, expected)
     passes = bool(case.setting.reference_bytes or case.setting.reward_bytes)
     return memory_of(case.shape, case.setting, largest, evaluation, sampling, eval_sampling, passes)
+
+
+def _samples_here(case: Case) -> bool:
+    """Whether completions come from the trainer, and not from a vLLM."""
+    return case.samples and not getattr(case.config, "use_vllm", False)
 
 
 def _sampling(case: Case, completion: float) -> Sampling:
@@ -81,8 +86,10 @@ def work_of_step(case: Case, steps: Steps, completion: float, load: Load | None 
         generation = case.steps_of_generation
         off_policy = steps.micro_batches % (generation * config.num_iterations) != 0
         in_half = case.setting.half or case.shape.number == 2
-        passes = bool(config.beta) + float(in_half and (off_policy or config.method == "rloo"))
-    sampling = _sampling(case, completion) if case.samples else None
+        from_vllm = config.use_vllm and getattr(config, "vllm_importance_sampling_correction", False)
+        rescored = (in_half or config.use_vllm) and (off_policy or config.method == "rloo")
+        passes = bool(config.beta) + float(rescored or from_vllm)
+    sampling = _sampling(case, completion) if _samples_here(case) else None
     load = load or steps.mean
     generations = 0.0
     if sampling is not None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from posttrain.errors import EngineLost
 from posttrain.rollout.engine import Engine, Sampling, uniforms
 from posttrain.rollout.rewards.batch import RewardBatch
 from posttrain.rollout.rewards.table import Rewards
+from posttrain.rollout.vllm_engine import VLLMEngine, raise_lost
 from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +32,8 @@ class Rollout:
     Args:
         row: index of its prompt in the data set.
         token_ids: (length,) int64, with the EOS token that ended it, if one did.
-        logprobs: (length,) float32, under the policy at its temperature.
+        logprobs: (length,) float32, under the policy at its temperature; of another engine than posttrain's own, under
+            the distribution that it drew from.
         ended: whether it ended, rather than being cut off.
         rewards: (R,) float32, one a reward; NaN = no opinion.
     """
@@ -49,7 +51,8 @@ class Collector:
 
     Args:
         engine: of the policy.
-        policy: the policy as it is now, to be sampled from within a `with`; entered by all processes together.
+        policy: the policy as it is now, to be sampled from within a `with`; entered by all processes together. An
+            engine that holds it itself is brought up to date.
         rewards: what scores completions.
         tokenizer: of the policy.
         rows: tokenised prompts.
@@ -61,8 +64,8 @@ class Collector:
         gather: a list in each process → one list of them all, in the order of the processes.
     """
 
-    engine: Engine
-    policy: Callable[[], contextlib.AbstractContextManager[torch.nn.Module]]
+    engine: Engine | VLLMEngine
+    policy: Callable[[], contextlib.AbstractContextManager[Any]]
     rewards: Rewards
     tokenizer: PreTrainedTokenizerBase
     rows: Dataset
@@ -71,7 +74,7 @@ class Collector:
     seed: int
     at_a_time: int
     share: Callable[[int], range]
-    gather: Callable[[list[Rollout]], list[Rollout]]
+    gather: Callable[[list[Any]], list[Any]]
 
     def collect(self, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
         """G completions of each prompt, the same in every process.
@@ -82,33 +85,45 @@ class Collector:
 
         Returns:
             the G of the first prompt, those of the second, and so on.
+
+        Raises:
+            EngineLost: in all processes, if what generates is lost in one of them.
         """
+        wait_for_all("the step before")
+        try:
+            own: list[Any] = self._collect_own(prompts)
+        except EngineLost as lost:
+            own = [lost]
+        wait_for_all("generation and rewards")
+        told = self.gather(own)
+        raise_lost(told)
+        return told
+
+    def _collect_own(self, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
         group = self.num_generations
         # What is drawn depends on the number of the completion alone, not on the process or the batch.
         wanted = [(*prompts[i // group], prompts[i // group][0] * group + i % group) for i in self._own(len(prompts))]
         pending = []
-        wait_for_all("the step before")
         with self.policy() as policy:
             for start in range(0, len(wanted), self.at_a_time):
                 part = wanted[start : start + self.at_a_time]
                 rows = {row: self.rows[row] for row in dict.fromkeys(row for _, row, _ in part)}
                 found = self._generate(policy, part, rows)
                 pending.append((part, found, self.rewards.submit(self._scored(part, found, rows))))
-        own = []
+        own: list[Rollout] = []
         for part, found, scores in pending:
             table = scores.result()
             own += [
                 Rollout(row, ids, logprobs, ended, table[i])
                 for i, ((_, row, _), (ids, logprobs, ended)) in enumerate(zip(part, found, strict=True))
             ]
-        wait_for_all("generation and rewards")
-        return self.gather(own)
+        return own
 
     def _own(self, num_prompts: int) -> range:
         return self.share(num_prompts * self.num_generations)
 
     def _generate(
-        self, policy: torch.nn.Module, part: list[tuple[int, int, int]], rows: dict[int, Row]
+        self, policy: Any, part: list[tuple[int, int, int]], rows: dict[int, Row]
     ) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         """Token ids, log-probs and whether it ended, of each (prompt, row, completion)."""
         draws = uniforms(self.seed, [sample for _, _, sample in part], self.sampling.max_new_tokens)

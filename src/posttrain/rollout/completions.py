@@ -60,13 +60,25 @@ def completions_table(
     return pa.table(columns | {"advantage": pa.array(advantages, pa.float32())})
 
 
-def write_completions(table: pa.Table, folder: Path) -> None:
-    """Writes `completions_<step>.parquet`, whole or not at all."""
+def write_completions(table: pa.Table, earlier: pa.Table | None, folder: Path) -> pa.Table:
+    """Writes `completions_<step>.parquet`, whole or not at all.
+
+    Args:
+        table: of a generation.
+        earlier: what was written last; of the same step where several generations make one up.
+        folder: to write into.
+
+    Returns:
+        What was written.
+    """
+    if earlier is not None and earlier["step"][0] == table["step"][0]:
+        table = pa.concat_tables([earlier, table])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"completions_{table['step'][0].as_py():05d}.parquet"
     beside = path.with_suffix(".part")
     pq.write_table(table, beside)
     os.replace(beside, path)
+    return table
 
 
 def show_completions(table: pa.Table, names: Sequence[str], number: int, one_a_prompt: bool) -> None:

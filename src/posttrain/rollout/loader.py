@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from posttrain import stop
 from posttrain.batch import NO_PARENT, PackedBatch, Segments, pack
+from posttrain.errors import EngineLost, RunFailed, Stopped
 from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.schedule import GivenOrder, PromptOrder, Schedule
 
@@ -56,6 +58,18 @@ def pack_rollouts(rollouts: Sequence[Rollout], rows: Dataset, mask_truncated: bo
         masks.append(np.full(len(rollout.token_ids), is_target, dtype=np.int8))
         parents.append(parent)
     return pack(ids, masks, parents, num_groups=len(places), places=places)
+
+
+def logprobs_told(rollouts: Sequence[Rollout], batch: PackedBatch) -> torch.Tensor:
+    """(N,) log-probs of a batch's targets, as the sampler has told them.
+
+    Args:
+        rollouts: that the batch was packed from, in their order.
+        batch: of them; those that are masked have no targets.
+    """
+    with_targets = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).tolist()
+    kept = [rollout.logprobs for rollout, count in zip(rollouts, with_targets, strict=True) if count]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *kept])).to(batch.input_ids.device)
 
 
 class TrainRollouts(torch.utils.data.Dataset[PackedBatch]):
@@ -179,7 +193,13 @@ class EvalRollouts(torch.utils.data.Dataset[PackedBatch]):
         # The last batch takes what is left over: every process has something to do in each.
         first, is_last = index * self.num_prompts, index == len(self) - 1
         rows = range(first, len(self.collector.rows) if is_last else first + self.num_prompts)
-        rollouts = self.collector.collect([(row, row) for row in rows])
+        try:
+            rollouts = self.collector.collect([(row, row) for row in rows])
+        except EngineLost as lost:
+            where = "in the middle of an evaluation; the same command goes on from the last checkpoint"
+            if lost.asked is not None:
+                raise Stopped(lost.asked, f"stopped by {stop.name_of(lost.asked)} {where}") from lost
+            raise RunFailed(f"{lost}, {where}", lost.page) from lost
         own_places = list(self.collector.share(len(rollouts)))
         places = own_places or [0]  # somebody's, with nothing of it counted: the others' calls want this process too
         own = pack_rollouts([rollouts[i] for i in places], self.collector.rows, mask_truncated=False)

@@ -17,20 +17,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
+def check_room(config: PolicyConfig, datasets: Sequence[Dataset], served: int | None = None) -> None:
     """Compare the longest prompt and completion with the positions that the model knows; reads its config alone.
 
     Args:
         config: of the run.
         datasets: tokenised prompts, to train and perhaps to evaluate on.
+        served: positions that vLLM has room for, where it samples.
 
     Raises:
         UserError: they do not fit.
     """
-    room = positions_of(config).number
+    room, who = positions_of(config).number, str(config.model_name_or_path)
+    if served is not None and (room is None or served < room):
+        flag = "--max-model-len of the server" if config.uses_vllm_server else "--vllm_max_model_length"
+        room, who = served, f"vLLM ({flag})"
     for dataset, in_evaluation in zip(datasets, (False, True), strict=False):
         if isinstance(dataset, Stream):
-            _limit_prompts(config, dataset, room)
+            _limit_prompts(config, dataset, room, who)
             continue
         longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
         completion = config.setting("max_completion_length", in_evaluation)
@@ -41,13 +45,13 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset]) -> None:
             shorter = f", or give --max_prompt_tokens {left} with --long_prompts drop"
             raise UserError(
                 f"the longest prompt has {longest:,} tokens; with {flag} {completion:,} that is more than the {room:,} "
-                f"that {config.model_name_or_path} has room for; "
+                f"that {who} has room for; "
                 + (f"lower --{flag}{shorter}" if left > 0 else f"give --{flag} {max(1, room - longest)} at most"),
                 "troubleshooting.md#generation",
             )
 
 
-def _limit_prompts(config: PolicyConfig, stream: Stream, room: int | None) -> None:
+def _limit_prompts(config: PolicyConfig, stream: Stream, room: int | None, who: str) -> None:
     """Of prompts that are still to be read, each is compared with the room when it comes."""
     if room is None:
         return
@@ -57,7 +61,7 @@ def _limit_prompts(config: PolicyConfig, stream: Stream, room: int | None) -> No
     elif (longest or 1) > left:
         raise UserError(
             f"max_completion_length {config.max_completion_length:,} and prompts of up to {longest or 1:,} tokens are "
-            f"more than the {room:,} that {config.model_name_or_path} has room for; lower --max_completion_length or "
+            f"more than the {room:,} that {who} has room for; lower --max_completion_length or "
             "--max_prompt_tokens",
             "troubleshooting.md#generation",
         )
