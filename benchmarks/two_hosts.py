@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from hosts import ADDRESSES, Hosts, why_not
 from tiny import run, run_policy, write_base, write_prompts, write_sft
 
+from posttrain.checkpoints import checkpoints
+
 LOSSES = {
     "power": "all processes of host 1 are killed",
     "first": "all processes of host 0 are killed",
@@ -40,7 +42,7 @@ def words_of(method: str, material: Path, way: str) -> list[str]:
     if method == "grpo":
         more += ["--steps_per_generation", "3"]
     start = run_policy if method == "grpo" else run
-    start(method, material / "base", material / method, material / "reward/out", *more, starter=words.extend)
+    start(method, material / "base", material / f"{method}.jsonl", material / "reward/out", *more, starter=words.extend)
     place = words.index("--output_dir")
     return words[:place] + words[place + 2 :]
 
@@ -96,7 +98,7 @@ def drill(words: list[str], loss: str, expected: dict[str, str], folder: Path) -
             seconds.append(time.monotonic() - began)
         left = sum(len(hosts.processes(host)) for host in noticing)
         message = last_message(hosts.said(noticing[0]))
-        before = sorted(path.name for path in (folder / "out").glob("checkpoint-*"))[-1]
+        before = checkpoints(folder / "out")[-1].name
         hosts.set_cable("up")
         again = [command.wait(300) for command in start_both(hosts, words, folder / "out")]
         equal = again == [0, 0] and results(folder / "out") == expected
@@ -117,8 +119,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         material = Path(name)
         write_base(material / "base")
-        write_sft(material / "sft", 30)
-        write_prompts(material / "grpo", 30)
+        write_sft(material / "sft.jsonl", 30)
+        write_prompts(material / "grpo.jsonl", 30)
         for method in arguments.methods:
             words, alone = words_of(method, material, arguments.way), material / f"{method}-alone"
             command = [*POSTTRAIN, *words, "--output_dir", str(alone), "--num_processes", "2"]

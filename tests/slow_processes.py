@@ -2,7 +2,8 @@
 torch is imported once.
 
 python slow_processes.py FOLDER: commands.json there is a list of [port, words…], run at the same time, each in two
-processes of which one takes SECONDS longer; ports.json are two ports for functions here, whose results are written.
+processes of which one takes SECONDS longer, and collective calls give up after TIMEOUT; ports.json are two ports for
+functions here, whose results are written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from posttrain import reference, training, waiting
 from posttrain.cli import main
 from posttrain.methods import dpo, grpo  # noqa: F401 (before the fork)
 
-SECONDS = 5.5
+TIMEOUT, SECONDS = 4.0, 5.5  # of a collective call, and of what one of the processes does meanwhile
 Store = Any
 
 
@@ -58,6 +59,9 @@ def slow(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(words: list[str]) -> int:
     """posttrain, whose rows the first process prepares slowly, and whose log-probs of a reference whoever computes
     them."""
+    limit = datetime.timedelta(seconds=TIMEOUT)  # which on CPUs transformers does not set, whatever --ddp_timeout says
+    join = functools.partial(torch.distributed.init_process_group, timeout=limit)
+    torch.distributed.init_process_group = join  # type: ignore[assignment]
     if os.environ["RANK"] == "0":
         training.prepare = slow(training.prepare)
     reference._store_logprobs = slow(reference._store_logprobs)

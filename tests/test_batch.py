@@ -43,6 +43,9 @@ def test_mask_is_aligned_at_the_bottom_right() -> None:
     cpu = torch.device("cpu")
     assert batch.segments.mask(2, 4, None, cpu).tolist() == [[True, True, True, False], [True, True, True, True]]
     assert batch.segments.mask(2, 4, 2, cpu).tolist() == [[False, True, True, False], [False, False, True, True]]
+    added = batch.segments.added_mask(2, 4, 2, cpu, torch.float32)
+    assert added.tolist() == [[-torch.inf, 0, 0, -torch.inf], [-torch.inf, -torch.inf, 0, 0]]
+    assert batch.segments.added_mask(2, 4, 2, cpu, torch.float32) is added  # layers share it
 
 
 def test_an_empty_completion_and_a_move() -> None:

@@ -74,7 +74,7 @@ def test_transformers_takes_the_arguments_without_a_warning(tmp_path: Path) -> N
 def test_gradient_checkpointing_is_handed_over_in_the_installed_name(
     installed: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.config.common.version", lambda package: installed)
+    monkeypatch.setattr("posttrain.config.rules.version", lambda package: installed)
     handed = parse("sft", "--gradient_checkpointing").training_arguments()
     assert {key: value for key, value in handed.items() if "checkpointing" in key} == {name: True}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import threading
@@ -56,10 +57,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all runs, one after the other in the same processes of both hosts: on a disk that they share
     (sft, grpo), on one of each host's own (a, b), and from the checkpoint in the middle of each."""
     folder = tmp_path_factory.mktemp("hosts")
-    base, rows, prompts = write_base(folder / "base"), write_sft(folder / "rows"), write_prompts(folder / "prompts")
+    base, rows, prompts = (
+        write_base(folder / "base"),
+        write_sft(folder / "rows.jsonl"),
+        write_prompts(folder / "prompts.jsonl"),
+    )
     more = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2", "--per_device_train_batch_size", "2"]
     resumed = ["--resume_from_checkpoint"]
-    exit_codes = []
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     with Hosts(folder) as hosts:
         running = []
         for host, own in enumerate("ab"):
@@ -80,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             listed = folder / f"commands-{own}.json"
             listed.write_text(json.dumps([[29600 + i, words] for i, words in enumerate(commands)]))
             words = launched(MULTI_NODE | {"machine_rank": host}, [str(HERE / "several_commands.py"), str(listed)])
-            running.append(hosts.start(host, words, PYTHONPATH=f"{folder}:{HERE}", OMP_NUM_THREADS="1"))
+            running.append(hosts.start(host, words, PYTHONPATH=path, OMP_NUM_THREADS="1"))
         exit_codes = [process.wait(240) for process in running]
         assert exit_codes == [143, 143], hosts.said(0) + hosts.said(1)
         assert not hosts.processes(0) + hosts.processes(1)
@@ -122,26 +127,23 @@ def test_a_signal_on_one_host_ends_both_after_the_same_step(trained: Path) -> No
 
 
 @needs_hosts
-@pytest.mark.parametrize("loss", ["power", "cable"])
-def test_a_host_ends_by_itself_when_the_other_is_gone(loss: str, tmp_path: Path) -> None:
+def test_hosts_end_by_themselves_when_the_network_between_them_is_gone(tmp_path: Path) -> None:
+    """No connection is closed then, and both have a process in a step that does not end."""
     (tmp_path / "trains.py").write_text(TRAINS)
     with Hosts(tmp_path) as hosts:
+        words = [str(tmp_path / "trains.py")]
         running = [
-            hosts.start(host, launched(MULTI_NODE | {"machine_rank": host}, [str(tmp_path / "trains.py")], beat=0.3))
-            for host in range(2)
+            hosts.start(host, launched(MULTI_NODE | {"machine_rank": host}, words, beat=0.3)) for host in range(2)
         ]
         wait_for(lambda: all("a step" in hosts.said(host) for host in range(2)), 60)
-        if loss == "power":
-            hosts.kill_all(1)
-            assert running[0].wait(30) == 1
-        else:
-            hosts.set_cable("down")
-            assert [process.wait(30) for process in running] == [1, 1]
-            assert re.search(r"machine 0 \((host-a, )?10\.77\.0\.1\) is gone: it cannot be reached", hosts.said(1))
+        hosts.set_cable("down")
+        assert [process.wait(30) for process in running] == [1, 1]
         assert "error: machine 1 (host-b, 10.77.0.2) is gone: no sign of life" in hosts.said(0)
-        assert "the same command on all of them goes on from the last checkpoint" in hosts.said(0)
-        assert "Traceback" not in hosts.said(0) + hosts.said(1)
-        assert not hosts.processes(0) + hosts.processes(1)
+        assert re.search(r"machine 0 \((host-a, )?10\.77\.0\.1\) is gone: it cannot be reached", hosts.said(1))
+        for host in range(2):
+            assert "the same command on all of them goes on from the last checkpoint" in hosts.said(host)
+            assert "Traceback" not in hosts.said(host)
+            assert not hosts.processes(host)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -226,6 +228,16 @@ def test_a_machine_that_has_ended(three: Machines, code: int, was_asked: bool, e
         wait_for(lambda: bool(three.causes[0] and three.causes[2]), 10)
         assert f"has ended with exit code {code}" in three.causes[0][0]
     assert bool(three.causes[0]) == bool(three.causes[2]) == ends
+
+
+def test_machine_0_takes_the_meeting_point_with_it(three: Machines) -> None:
+    three.beats[0]._is_beating = three.beats[0]._is_judging = False
+    del three.server
+    wait_for(lambda: bool(three.causes[1] and three.causes[2]), 10)
+    for rank in (1, 2):
+        assert three.causes[rank] == [
+            f"machine 0 ({socket.gethostname()}, 127.0.0.1) is gone: its command has ended, or was killed"
+        ]
 
 
 def test_why_a_connection_broke(three: Machines) -> None:

@@ -7,7 +7,9 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, write_basic_config
+from tiny import write_base, write_sft
 
+from posttrain.cli import main
 from posttrain.config import parse_command_line
 from posttrain.launch import launcher_command, launcher_environment
 
@@ -69,3 +71,25 @@ def test_the_basic_file_of_accelerate_config(tmp_path: Path) -> None:
     assert write_basic_config(save_location=str(path))
     _, launch = parse_command_line("sft", [*NEEDED, "--config_file", str(path)])
     assert str(path) in launcher_command(launch, ["script.py"])
+
+
+@pytest.mark.parametrize(("name", "shared"), [("cp_size", "a row"), ("sp_size", "a row"), ("tp_size", "a layer")])
+def test_a_file_that_has_processes_share_a_row_is_refused(
+    name: str, shared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ANSWERS["fsdp"] | {"parallelism_config": {f"parallelism_config_{name}": 2}}
+    settings = {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no", "use_cpu": False, "debug": False}
+    path = tmp_path / "long.yaml"
+    ClusterConfig(**(settings | {"num_processes": 2} | answers)).to_yaml_file(path)
+    rows = write_sft(tmp_path / "rows.jsonl")
+    words = ["--model_name_or_path", str(write_base(tmp_path / "base")), "--dataset_name", str(rows)]
+    for command in (["sft"], ["plan", "sft"]):
+        assert main([*command, *words, "--config_file", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"long.yaml: parallelism_config: {name} 2 has 2 processes share {shared}" in told
+        assert "docs/long_sequences.md#context-parallelism" in told
+    # As accelerate's own launcher says it to the processes that it starts.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}", "2")
+    assert main(["sft", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert f"the environment: {name} 2 has" in " ".join(capsys.readouterr().err.split())

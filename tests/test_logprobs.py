@@ -42,6 +42,7 @@ def test_chunks_change_nothing(
 ) -> None:
     """Few rows at once or all, their probabilities kept for the backward pass or computed again."""
     monkeypatch.setattr(posttrain.logprobs, "CHUNK_ELEMENTS", {"cpu": (50 * rows_at_once, 50 * (rows_at_once + 3))})
+    monkeypatch.setattr(posttrain.logprobs, "LEAST_TARGETS", 1)
     if not kept:
         monkeypatch.setattr(posttrain.logprobs, "KEPT_ELEMENTS", 0)
     hidden, head, targets = case(bias)

@@ -358,7 +358,8 @@ def test_ten_million_rows_are_planned_without_reading_them(folder: Path, tmp_pat
     assert found.time.start > needed.seconds > 0
     packed = planned(folder, "sft", "qwen2-0.5b", f"{flags} --packing --dataset_num_proc 1", gpu="h100", most_rows=1000)
     assert packed.rows.preparation is not None and packed.rows.preparation.processes == 1
-    assert packed.rows.preparation.disk > 1.5 * packed.disk.cache  # written twice
+    assert packed.rows.preparation.disk == packed.disk.cache + packed.disk.preparing > 1.5 * packed.disk.cache  # twice
+    assert packed.disk.total >= packed.rows.preparation.disk
     assert packed.rows.preparation.memory > needed.memory
 
 
@@ -375,3 +376,39 @@ def test_every_method_is_planned_and_is_plain_data(folder: Path) -> None:
         assert plain["steps"]["number"] == 4
         assert plain["fits"]
         assert plain["time"]["total"] > 0
+
+
+def test_what_is_computed_again_is_planned(folder: Path, tmp_path: Path) -> None:
+    """The more, the less memory and the more time; offloaded, the inputs of layers are on the GPU no more."""
+    data = write_rows(tmp_path / "long.jsonl", [{"input_ids": [5] * 32768} for _ in range(8)])
+    words = f"--dataset_name {data} --max_length 32768 --per_device_train_batch_size 1 --use_peft --max_steps 100"
+    ways = ["--no_gradient_checkpointing", "--recompute elementwise", "--recompute all_but_attention", ""]
+    found = [planned(folder, "sft", "llama-8b", f"{words} {way}", gpu="h200") for way in ways]
+    assert [one.peak for one in found] == sorted((one.peak for one in found), reverse=True)
+    assert [one.time.step for one in found] == sorted(one.time.step for one in found)
+    assert found[2].decided["activations"] == "recomputed but for attention (as the flags say)"
+    tokens, layers, hidden = 32768, 32, 4096
+    # Outputs of attention in bfloat16, and one of the two tensors' width.
+    assert found[2].memory.peak - found[3].memory.peak == pytest.approx(2 * tokens * layers * hidden)
+    every = planned(folder, "sft", "llama-8b", f"{words} --gradient_checkpointing_kwargs every_n_layers=2", gpu="h200")
+    assert found[3].peak < every.peak < found[0].peak
+    offloaded = planned(folder, "sft", "llama-8b", f"{words} --activation_offloading", gpu="h200")
+    # Inputs in float32, but for those of three layers, which are under way.
+    assert found[3].memory.peak - offloaded.memory.peak == pytest.approx(4 * tokens * (layers - 3) * hidden)
+    kept = planned(
+        folder, "sft", "llama-8b", f"{words} --no_gradient_checkpointing --activation_offloading", gpu="h200"
+    )
+    assert kept.peak < found[0].peak
+
+
+def test_a_run_that_does_not_fit_is_told_the_next_rung(folder: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "long.jsonl", [{"input_ids": [5] * 32768} for _ in range(8)])
+    words = f"--dataset_name {data} --max_length 32768 --per_device_train_batch_size 1 --use_peft --max_steps 100"
+    for more, advised in (
+        ("--no_gradient_checkpointing", "--gradient_checkpointing"),
+        ("--recompute elementwise", "--recompute layers"),
+        ("", "--activation_offloading"),
+    ):
+        found = planned(folder, "sft", "llama-8b", f"{words} {more}", gpu="rtx4090")
+        assert not found.fits
+        assert found.findings[0].flags == tuple(advised.split())

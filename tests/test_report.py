@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers_report import browser_path, write_pipeline
+from repositories import dvc, write_repository
 
 from posttrain.cli import main
 from posttrain.errors import UserError
@@ -188,11 +189,10 @@ def test_of_a_repository_it_shows_status_commit_and_experiments(tmp_path: Path) 
     (root / "dvc.yaml").write_text("stages:\n  sft: {cmd: cp in.txt out.txt, deps: [in.txt], outs: [out.txt]}\n")
     (root / "in.txt").write_text("1")
     (root / "params.yaml").write_text("sft: {seed: 0}\n")
-    dvc = [sys.executable, "-m", "dvc"]
-    for words in (["git", "init", "-q"], [*dvc, "init", "-q"], [*dvc, "repro", "-q"], ["git", "add", "-A"]):
-        subprocess.run(words, cwd=root, check=True)
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    subprocess.run(["git", *identity, "commit", "-qm", "start"], cwd=root, check=True)
+    write_repository(root)
+    dvc(root, "repro", "-q")
+    for words in ("add -A", "commit -qm start"):
+        subprocess.run(["git", *words.split()], cwd=root, check=True)
     (root / "in.txt").write_text("2")
     gathered = gather([], root)
     (row,) = table_of_stages(gathered)

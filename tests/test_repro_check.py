@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from repositories import dvc, write_repository
 from safetensors.torch import save_file
 from tiny import write_base, write_prompts
 
@@ -83,8 +83,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("tempfile.tempdir", str(folder / "tmp"))
-    for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(words, check=True)
+    write_repository(folder)
     shutil.copy(repository / "scripts/grpo.py", "scripts/grpo.py")
     for name, text in {"dvc.yaml": DVC_YAML, "draw.py": DRAW, "data/rows.txt": "rows", "rewards.py": REWARDS}.items():
         Path(name).write_text(text)
@@ -102,7 +101,7 @@ def test_equal_to_the_bit_and_to_what_is_recorded(pipeline: Path, capsys: pytest
     said = capsys.readouterr().out
     assert said.splitlines()[:2] == ["draw: bit-equal", "  the same to the bit: 3 files"]  # but for the runtime
     assert "dvc.lock knows nothing of this stage" in said
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "draw"], check=True)
+    dvc(pipeline, "repro", "-q", "draw")
     assert main(["repro-check", "draw"]) == 0
     assert "what dvc.lock has recorded, too: out\n" in capsys.readouterr().out
     Path("data/rows.txt").write_text("rows")

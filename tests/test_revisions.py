@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repositories import dvc, write_repository
 
 from posttrain.errors import UserError
 from posttrain.experiment.revisions import experiment_names, flat, read_experiment
@@ -42,14 +43,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "params.yaml").write_text("dpo: {beta: 0.5, learning_rate: 1e-4}\n")
     (root / ".gitignore").write_text("/results\n")
-    call(root, "git", "init", "-q", "-b", "main")
-    call(root, "git", "config", "user.email", "a@b.c")
-    call(root, "git", "config", "user.name", "a")
-    call(root, "dvc", "init", "-q")
-    call(root, "dvc", "repro", "-q")
+    write_repository(root)
+    dvc(root, "repro", "-q")
     call(root, "git", "add", "-A")
     call(root, "git", "commit", "-qm", "start")
-    call(root, "dvc", "exp", "run", "-q", "-S", "dpo.beta=0.05", "-n", "small-beta")
+    dvc(root, "exp", "run", "-q", "-S", "dpo.beta=0.05", "-n", "small-beta")
     return root
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from repositories import dvc, write_repository
 from test_revisions import PIPELINE, STAGE, call
 
 from posttrain.experiment.revisions import read_experiment
@@ -23,23 +24,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (there / "dvc.yaml").write_text(PIPELINE)
     (there / "params.yaml").write_text("dpo: {beta: 0.5}\n")
     (there / ".gitignore").write_text("/results\n/Makefile\n/pyproject.toml\n/constraints.txt\n")
-    call(there, "git", "init", "-q", "-b", "main")
+    write_repository(there)
     call(there, "git", "remote", "add", "origin", str(origin))
-    call(there, "git", "config", "user.email", "a@b.c")
-    call(there, "git", "config", "user.name", "a")
-    call(there, "dvc", "init", "-q")
     make_remote(there, storage)
-    call(there, "dvc", "repro", "-q")
+    dvc(there, "repro", "-q")
     call(there, "git", "add", "-A")
     call(there, "git", "commit", "-qm", "start")
-    call(there, "dvc", "exp", "run", "-q", "-S", "dpo.beta=0.05", "-n", "small-beta")
+    dvc(there, "exp", "run", "-q", "-S", "dpo.beta=0.05", "-n", "small-beta")
     call(there, "git", "push", "-q", "origin", "main")
-    call(there, "dvc", "push", "-q", "--all-commits")
-    call(there, "dvc", "exp", "push", "-q", "origin", "small-beta")
+    dvc(there, "push", "-q", "--all-commits")
+    dvc(there, "exp", "push", "-q", "origin", "small-beta")
 
     call(here.parent, "git", "clone", "-q", str(origin), str(here))
-    call(here, "dvc", "pull", "-q")
-    call(here, "dvc", "exp", "pull", "-q", "origin", "small-beta")
+    dvc(here, "pull", "-q")
+    dvc(here, "exp", "pull", "-q", "origin", "small-beta")
     return here
 
 
@@ -63,8 +61,8 @@ def test_results_of_commit_and_experiment_are_there(shared: Path) -> None:
 
 
 def test_an_experiment_is_taken_over_without_running_its_stages(shared: Path) -> None:
-    call(shared, "dvc", "exp", "apply", "small-beta")
-    call(shared, "dvc", "pull", "-q")
+    dvc(shared, "exp", "apply", "small-beta")
+    dvc(shared, "pull", "-q")
     said = subprocess.run(["dvc", "repro"], cwd=shared, check=True, capture_output=True, text=True).stdout
     assert "didn't change, skipping" in said and "Running stage" not in said
     assert read_experiment("workspace", shared).params == {"dpo": {"beta": 0.05}}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from repositories import dvc, write_repository
 
 from posttrain.cli import main
 from posttrain.experiment.pipeline import Pipeline
@@ -71,15 +70,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        command("git", "init", "-q")
-        command(sys.executable, "-m", "dvc", "init", "-q")
+        write_repository(folder)
         Path("src").mkdir()
         for name, text in {"dvc.yaml": DVC_YAML, "make.py": SCRIPT, "src/loss.py": "a = 1\n"}.items():
             Path(name).write_text(text)
         write_params()
         Path(".gitignore").write_text("/rows.txt\n/models\n/results\n")
-        command(sys.executable, "-m", "dvc", "repro", "-q")
+        dvc(folder, "repro", "-q")
         commit()
     return folder
 
@@ -136,7 +133,7 @@ def test_outs_that_are_gone(pipeline: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_frozen_stage_is_no_silence(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DVC says "didn't change" of it."""
-    command(sys.executable, "-m", "dvc", "freeze", "learn")
+    dvc(pipeline, "freeze", "learn")
     commit()
     assert status(capsys) == "Nothing to run: 3 stages are up to date.\n"
     write_params(learn__beta=0.05)
@@ -204,8 +201,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "this folder is in no DVC repository" in capsys.readouterr().err
     assert main(["status", "--chek"]) == 2
     assert "did you mean --check?" in capsys.readouterr().err
-    command("git", "init", "-q")
-    command(sys.executable, "-m", "dvc", "init", "-q")
+    write_repository(tmp_path)
     Path("dvc.yaml").write_text("stages: {a: {cmd: a, dps: []}}\n")
     assert main(["status"]) == 2
     assert "DVC: './dvc.yaml' validation failed" in capsys.readouterr().err

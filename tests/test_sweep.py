@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from repositories import dvc, write_repository
 
 from posttrain import gpu_slots
 from posttrain.cli import main
@@ -74,11 +75,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "dvc.yaml").write_text(PIPELINE.partition("  evaluate:")[0])
     (root / "params.yaml").write_text(PARAMS)
     (root / ".gitignore").write_text("/results\n")
-    call(root, "git", "init", "-q", "-b", "main")
-    call(root, "git", "config", "user.email", "a@b.c")
-    call(root, "git", "config", "user.name", "a")
-    call(root, "dvc", "init", "-q")
-    call(root, "dvc", "repro", "-q")
+    write_repository(root)
+    dvc(root, "repro", "-q")
     call(root, "git", "add", "-A")
     call(root, "git", "commit", "-qm", "start")
     yield root

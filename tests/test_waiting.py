@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slow_processes import SECONDS
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT = "4"  # seconds of a collective call
 # Prompts of an odd length teach nothing, and are replaced: three completions among two processes.
 REWARD = """
 import os, time
@@ -26,7 +24,9 @@ def uneven(prompts, completion_ids, **columns):
     flat = [len(prompt[0]["content"]) % 2 for prompt in prompts]
     return [0.0 if skip else sum(token % 3 == 0 for token in ids) for skip, ids in zip(flat, completion_ids)]
 """
+STEPS = ["--max_steps", "2"]
 UNEVEN = [
+    *STEPS,
     *(
         "--num_generations",
         "3",
@@ -55,16 +55,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds what all that is slow leaves: it runs at the same time, since it mostly sleeps."""
     folder = tmp_path_factory.mktemp("slow")
     base = write_base(folder / "base")
+    ends = json.dumps({"eos_token_id": list(range(3, 90))})  # so that completions are of different lengths
+    (base / "generation_config.json").write_text(ends, encoding="utf-8")
     pairs, prompts = write_preference(folder / "pairs.jsonl"), write_prompts(folder / "prompts.jsonl")
     (folder / "reward_uneven.py").write_text(REWARD, encoding="utf-8")
-    reward = ["--reward_funcs", f"{folder}/reward_uneven.py:uneven"]
+    uneven = ["--reward_funcs", f"{folder}/reward_uneven.py:uneven", *UNEVEN]
     commands: list[list[str]] = []
-    slow = ["--ddp_timeout", TIMEOUT, "--max_steps", "2"]
-    run_policy(
-        "grpo", base, prompts, folder / "grpo", *reward, *slow, *UNEVEN, *FSDP, "--per_device_train_batch_size", "3",
-        starter=commands.append,
-    )  # fmt: skip
-    run("dpo", base, pairs, folder / "dpo", *slow, "--precompute_ref_log_probs", starter=commands.append)
+    batch = "--per_device_train_batch_size"
+    run_policy("grpo", base, prompts, folder / "grpo", *uneven, *FSDP, batch, "3", starter=commands.append)
+    run("dpo", base, pairs, folder / "dpo", *STEPS, "--precompute_ref_log_probs", starter=commands.append)
     numbers = ports(len(commands) + 2)
     started = [[port, *words] for port, words in zip(numbers, commands, strict=False)]
     (folder / "commands.json").write_text(json.dumps(started), encoding="utf-8")
@@ -74,18 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, str(HERE / "slow_processes.py"), str(folder)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-8000:]
-    run_policy(
-        "grpo",
-        base,
-        prompts,
-        folder / "alone",
-        *reward,
-        *UNEVEN,
-        "--max_steps",
-        "2",
-        "--per_device_train_batch_size",
-        "6",
-    )
+    run_policy("grpo", base, prompts, folder / "alone", *uneven, batch, "6")
     return folder
 
 
@@ -112,11 +100,10 @@ def test_slow_rewards_uneven_groups_and_too_few_prompts_give_the_steps_of_one_pr
     expected, actual = curve(alone, *names), curve(two, *names)
     assert actual == [pytest.approx(line, rel=2e-4, abs=2e-5) for line in expected]
     assert any(line[4] for line in expected) and len(expected) == 2
+    assert all(1 < line[5] < 8 for line in expected)
     [evaluated], [other] = curve(alone, "eval_loss", "eval_reward"), curve(two, "eval_loss", "eval_reward")
     assert other == pytest.approx(evaluated, rel=2e-4, abs=2e-5)
 
 
 def test_rows_and_log_probs_that_one_process_prepares_are_waited_for(folder: Path) -> None:
-    assert float(TIMEOUT) < SECONDS
-    losses = curve(state(folder / "dpo"), "loss")
-    assert len(losses) == 2
+    assert len(curve(state(folder / "dpo"), "loss")) == 2

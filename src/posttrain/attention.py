@@ -3,7 +3,8 @@
 Every segment's queries attend to the keys of its parent and its own, causally, aligned at the bottom right. With
 parent and child laid end to end that is the plain causal mask, with or without a sliding window, so any kernel will do:
 the variable-length one of torch on CUDA in half precision, and elsewhere torch's scaled_dot_product_attention, one
-call a segment. A forward pass without segments (generation, a plain call) gets what transformers' sdpa does.
+call a segment; where completions share a long prompt, one call for all of them to the prompt and one each to themselves
+(shared_prefix.py). A forward pass without segments (generation, a plain call) gets what transformers' sdpa does.
 
 While completions are sampled, a `DecodingState` comes along too: the pass over the packed prompts is recorded in it,
 and from then on it attends for one token of every completion.
@@ -26,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 
 from posttrain.batch import NO_PARENT, Segments
 from posttrain.decoding import DecodingState
+from posttrain.shared_prefix import attend_in_parts, attends_in_parts
 
 NAME = "posttrain"
 
@@ -113,6 +115,8 @@ def attention(
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256:
         output = _attend_varlen(query, key, value, segments, scaling, sliding_window)
+    elif dropout == 0.0 and attends_in_parts(query, key, segments, sliding_window):
+        output = attend_in_parts(query, key, value, segments, scaling).transpose(1, 2)
     else:
         output = _attend_per_segment(query, key, value, segments, scaling, dropout, sliding_window)
     return output, None
@@ -140,7 +144,7 @@ def _attend_per_segment(
         plain = parent == NO_PARENT and not window_cuts
         mask = None
         if not plain:
-            mask = segments.mask(q.shape[2], k.shape[2], window if window_cuts else None, q.device)
+            mask = segments.added_mask(q.shape[2], k.shape[2], window if window_cuts else None, q.device, q.dtype)
         outputs.append(
             scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling, enable_gqa=grouped

@@ -34,7 +34,7 @@ class Segments:
 
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
-    _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     _indices: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -57,6 +57,18 @@ class Segments:
             columns = torch.arange(key_length, device=device)[None, :]
             mask = columns <= rows
             self._masks[key] = mask if window is None else mask & (rows - columns < window)
+        return self._masks[key]
+
+    def added_mask(
+        self, query_length: int, key_length: int, window: int | None, device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The same mask as numbers to be added to scores: 0 = attends, else -inf. What torch makes of the other one at
+        every call, and keeps for the backward pass each time, is thus made once for all segments of a shape and
+        layers."""
+        key = (query_length, key_length, window, dtype)
+        if key not in self._masks:
+            mask = self.mask(query_length, key_length, window, device)
+            self._masks[key] = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -torch.inf)
         return self._masks[key]
 
     def gather_indices(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from posttrain.config import CommonConfig, LaunchOptions, check_paths, remark, suggestion
-from posttrain.config.accelerate_file import accelerate_settings
+from posttrain.config.accelerate_file import accelerate_settings, check_parallelism
 from posttrain.errors import Stopped, UserError, install
 from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
@@ -279,6 +279,7 @@ def _among_others(config: CommonConfig) -> Iterator[None]:
     use_cpu."""
     import torch
 
+    check_parallelism(os.environ, "the environment")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         config.use_cpu = True
     # What torch will do otherwise one day says each process for itself, and no user can change it.

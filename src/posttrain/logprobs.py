@@ -19,6 +19,8 @@ from torch import nn
 # wants matrices that fill it (256 MiB).
 CHUNK_ELEMENTS = {"cpu": (2**18, 2**21)}
 CHUNK_ELEMENTS_ELSEWHERE = (2**26, 2**26)
+# But no fewer targets: every chunk reads the whole head. Of 152k tokens, one at a time took six times as long as 32.
+LEAST_TARGETS = 32
 
 # Where all probabilities together are no more than this (64 MiB in float32), they are kept for the backward pass in
 # place of being computed again.
@@ -152,9 +154,15 @@ def _head_logits(
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _rows_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
-    forward, backward = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS_ELSEWHERE)
-    return max(1, forward // vocabulary), max(1, backward // vocabulary)
+def targets_at_once(device: str, vocabulary: int) -> tuple[int, int]:
+    """Targets whose logits are worked on at a time, in the forward and in the backward pass.
+
+    Args:
+        device: its type.
+        vocabulary: V.
+    """
+    forward, backward = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS_ELSEWHERE)
+    return max(LEAST_TARGETS, forward // vocabulary), max(LEAST_TARGETS, backward // vocabulary)
 
 
 def head_statistics(
@@ -184,7 +192,7 @@ def head_statistics(
         bias = None if bias is None else bias.to(dtype)
     elif hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
-    chunks = _rows_at_once(hidden.device, weight.shape[0])
+    chunks = targets_at_once(hidden.device.type, weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
         return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
 
@@ -246,7 +254,7 @@ def statistics_from_logits(logits: torch.Tensor, targets: torch.Tensor, temperat
     Returns:
         (N, 5) float32, differentiable in the first two columns.
     """
-    chunk = _rows_at_once(logits.device, logits.shape[1])[0]
+    chunk = max(1, CHUNK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS_ELSEWHERE)[0] // logits.shape[1])
     results = []
     for z, t in zip(logits.split(chunk), targets.split(chunk), strict=True):
         z = z.float() / temperature

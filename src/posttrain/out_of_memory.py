@@ -21,19 +21,24 @@ def advice_when_out_of_memory(config: CommonConfig) -> Iterator[None]:
         raise
 
 
-def memory_advice(config: CommonConfig) -> dict[str, list[tuple[str, str]]]:
+def memory_advice(config: CommonConfig, on_gpu: bool | None = None) -> dict[str, list[tuple[str, str]]]:
     """Flags that make a run need less memory.
 
     Args:
         config: of the run that did not fit.
+        on_gpu: where it is trained; None: this machine says so.
 
     Returns:
         Under two titles, the harmless ones first: (flags with values, what they do) each; without those that the run
         has already.
     """
     given: Any = config
+    if on_gpu is None:
+        import torch  # not before memory has run out
+
+        on_gpu = torch.cuda.is_available() and not config.use_cpu
     return {
-        "the optimizer steps stay as they are": list(_same_steps(given)),
+        "the optimizer steps stay as they are": list(_same_steps(given, on_gpu)),
         "what is trained changes": list(_other_steps(given)),
     }
 
@@ -45,7 +50,7 @@ def _lines(config: CommonConfig) -> Iterator[str]:
             yield from (f"  {flags:<{_WIDTH}}  {why}".rstrip() for flags, why in advice)
 
 
-def _same_steps(config: Any) -> Iterator[tuple[str, str]]:
+def _same_steps(config: Any, on_gpu: bool) -> Iterator[tuple[str, str]]:
     batch, accumulation = config.per_device_train_batch_size or 8, config.gradient_accumulation_steps or 1
     if batch > 1:
         smaller = max(part for part in range(1, batch // 2 + 1) if batch % part == 0)
@@ -58,8 +63,12 @@ def _same_steps(config: Any) -> Iterator[tuple[str, str]]:
         yield f"--rollout_batch_size {max(1, config.rollout_batch_size // 4)}", "fewer sampled at a time"
     if config.eval_strategy not in (None, "no") and (config.per_device_eval_batch_size or 8) > 1:
         yield "--per_device_eval_batch_size 1", "if it was an evaluation"
-    if not _recomputes_activations(config):
+    if not config.recomputes_activations(on_gpu):
         yield "--gradient_checkpointing", "computes activations twice"
+    elif config.recompute != "layers":
+        yield "--recompute layers", "computes all of them twice"
+    if on_gpu and not config.activation_offloading:
+        yield "--activation_offloading", "they wait in the CPU's memory"
     if config.method == "dpo" and _can_precompute(config):
         yield "--precompute_ref_log_probs", "no reference in training"
 
@@ -67,13 +76,6 @@ def _same_steps(config: Any) -> Iterator[tuple[str, str]]:
 def _can_precompute(config: Any) -> bool:
     """Whether log-probs of a reference that takes memory may be computed once, and are not yet."""
     return not (config.precompute_ref_log_probs or config.sync_ref_model or config.use_peft or config.is_streamed)
-
-
-def _recomputes_activations(config: Any) -> bool:
-    import torch  # not before memory has run out
-
-    on_gpu = torch.cuda.is_available() and not config.use_cpu  # where it is on unless it is switched off
-    return bool(on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing)
 
 
 def _other_steps(config: Any) -> Iterator[tuple[str, str]]:

@@ -29,6 +29,7 @@ from posttrain.errors import UserError
 from posttrain.finite import FiniteTrainer
 from posttrain.losses import Loss
 from posttrain.methods import Method
+from posttrain.offloading import offloading_from
 from posttrain.publish import HubTrainer
 from posttrain.sharded_trainer import ShardedTrainer
 from posttrain.sharding import is_sharded
@@ -78,6 +79,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self._record: StepRecord | None = None
+        self._offloading = offloading_from(self.args.device) if method.config.activation_offloading else None
 
     def record_steps(self, record: StepRecord) -> None:
         """Has every step written down, from the next on."""
@@ -165,8 +167,8 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """With `--activation_offloading`, what the backward pass needs waits in the CPU's memory."""
         stack = super().compute_loss_context_manager()
-        if self.method.config.activation_offloading and torch.cuda.is_available():
-            stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
+        if self._offloading is not None:
+            stack.enter_context(self._offloading)
         return stack
 
     def count(self, loss: Loss, is_filler: bool = False) -> None:

@@ -52,6 +52,7 @@ from posttrain.positions import check_positions
 from posttrain.provenance import Provenance, is_timing
 from posttrain.provenance import write as write_provenance
 from posttrain.publish import create_repository
+from posttrain.recompute import recompute_callbacks
 from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what_it_depends_on
 from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.step_record import StepRecord
@@ -219,7 +220,7 @@ def _train(
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         processing_class=tokenizer,
-        callbacks=[*method.callbacks(), *([clock] if planned.is_file() else [])],
+        callbacks=[*method.callbacks(), *recompute_callbacks(config), *([clock] if planned.is_file() else [])],
     )
     trainer.provenance = provenance
     if config.record_steps is not None:
@@ -267,8 +268,7 @@ def training_arguments(config: CommonConfig) -> TrainingArguments:
         decided["bf16"] = on_gpu and has_bf16(torch)
     if not on_gpu:
         decided |= _what_a_cpu_lacks(config)
-    if config.gradient_checkpointing is None:
-        decided["gradient_checkpointing"] = on_gpu
+    decided["gradient_checkpointing"] = config.recomputes_activations(on_gpu)
     decided["gradient_checkpointing_kwargs"] = {"use_reentrant": False} | (config.gradient_checkpointing_kwargs or {})
     if config.ddp_find_unused_parameters is None:
         decided["ddp_find_unused_parameters"] = False  # every parameter takes part; looking for others costs time

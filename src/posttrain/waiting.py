@@ -18,7 +18,7 @@ from collections.abc import Iterator
 logger = logging.getLogger(__name__)
 
 _KEY = "posttrain/waiting"
-_LOOK_AT_LEAST, _LOOK_AT_MOST = 0.001, 0.1  # seconds between two looks whether all are here
+_LOOK_AT_LEAST, _LOOK_AT_MOST = 0.0002, 0.1  # seconds between two looks whether all are here
 _TELL_AFTER = 60.0  # seconds; then after twice as many, and so on
 _numbers = itertools.count()  # of the meetings; all processes have the same ones, in the same order
 

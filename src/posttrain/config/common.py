@@ -4,13 +4,12 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 from posttrain.config.effects import without_effect
 from posttrain.config.fields import flag, flags_of
-from posttrain.config.rules import training_problems
+from posttrain.config.rules import has_new_checkpointing, training_problems
 from posttrain.config.secrets import SECRETS, secret_problems
 from posttrain.config.training import TrainingFlags
 from posttrain.errors import UserError
@@ -27,8 +26,6 @@ LORA_FLAGS = [
     "use_dora",
 ]
 FOUR_BIT_FLAGS = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"]
-# transformers renamed two of its arguments in this version and warns about the old names from then on.
-CHECKPOINTING_RENAMED_IN = (5, 23)
 # Flags that may name a place of this machine.
 PATHS = ["model_name_or_path", "dataset_name", "chat_template_path", "output_dir", "work_dir", "cache_dir"]
 PATHS += ["metrics_file", "plots_file", "provenance_file", "record_steps", "resume_from_checkpoint"]
@@ -80,6 +77,12 @@ class ModelFlags:
     chat_template_path: str | None = flag(None, "Chat template: a .jinja file, or a folder or hub id that has one.")
     activation_offloading: bool = flag(
         False, "Keep activations for the backward pass in CPU memory; without a GPU: does nothing."
+    )
+    recompute: str = flag(
+        "layers",
+        "What gradient checkpointing computes again: whole layers, or of them all but attention, or what is cheap, "
+        "neither attention nor matrix products. Another value than layers switches it on.",
+        choices=("layers", "all_but_attention", "elementwise"),
     )
     ignore_bias_buffers: bool = flag(False, "Keep boolean buffers out of DistributedDataParallel.")
 
@@ -191,7 +194,7 @@ class CommonConfig(RunFlags, FaultFlags, TrainingFlags, DataFlags, AdapterFlags,
         """
         idle = without_effect(type(self))
         values = {name: getattr(self, name) for name in flags_of(TrainingFlags) if name not in idle} | overrides
-        new_names = tuple(int(part) for part in version("transformers").split(".")[:2]) >= CHECKPOINTING_RENAMED_IN
+        new_names = has_new_checkpointing()
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             new = old.replace("gradient", "activation")
             values[new if new_names else old] = values[old]
@@ -202,6 +205,13 @@ class CommonConfig(RunFlags, FaultFlags, TrainingFlags, DataFlags, AdapterFlags,
     def is_streamed(self) -> bool:
         """Whether rows to train on are read as they are needed, whichever of the two flags says so."""
         return self.dataset_streaming or self.streaming
+
+    def recomputes_activations(self, on_gpu: bool) -> bool:
+        """Whether gradient checkpointing is on: as its flag says, else where it is asked for by `recompute`, and on a
+        GPU."""
+        if self.gradient_checkpointing is None:
+            return on_gpu or self.recompute != "layers"
+        return self.gradient_checkpointing
 
     def to_mapping(self) -> dict[str, Any]:
         """The flags and their values as plain data that can be written to a file; secrets are left out."""

@@ -18,7 +18,7 @@ from posttrain.config.renamed import refused_names
 THEIR_DEFAULTS = {"gradient_checkpointing": "true", "reward.lora_task_type": "CAUSAL_LM"}
 # Flags of posttrain alone.
 OWN = {
-    *("metrics_file", "plots_file", "provenance_file", "record_steps", "work_dir", "cache_dir", "config"),
+    *("metrics_file", "plots_file", "provenance_file", "record_steps", "work_dir", "cache_dir", "config", "recompute"),
     "dpo.ref_model_name_or_path",
     *("reward_model_revision", "reward_model_dtype", "soft_punish_cache", "reward_workers", "reward_timeout"),
     *("max_reward_failures", "judge_base_url", "judge_rubric", "judge_parameters", "judge_concurrency"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,10 +11,18 @@ if TYPE_CHECKING:
 
 
 MOST_LEARNING_RATE = 1000.0
-# Of torch.utils.checkpoint, and the last two of transformers from 5.23 on.
-CHECKPOINTING_SETTINGS = set(
-    "use_reentrant preserve_rng_state determinism_check debug early_stop every_n_layers offload".split()
+# In this version transformers renamed two of its arguments, about whose old names it warns, and added two settings.
+NEW_CHECKPOINTING_SINCE = (5, 23)
+# Settings of gradient checkpointing: those two, and torch.utils.checkpoint's.
+OF_TRANSFORMERS = {"every_n_layers", "offload"}
+CHECKPOINTING_SETTINGS = OF_TRANSFORMERS | set(
+    "use_reentrant preserve_rng_state determinism_check debug early_stop".split()
 )
+
+
+def has_new_checkpointing() -> bool:
+    """Whether the installed transformers is new enough for those names and settings."""
+    return tuple(int(part) for part in version("transformers").split(".")[:2]) >= NEW_CHECKPOINTING_SINCE
 
 
 def training_problems(config: CommonConfig) -> Iterator[str]:
@@ -34,10 +43,7 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
     for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
         if getattr(config, f"dataloader_{name}") and not config.dataloader_num_workers:
             yield f"dataloader_{name} needs dataloader_num_workers above 0"
-    unknown = sorted(set(config.gradient_checkpointing_kwargs or {}) - CHECKPOINTING_SETTINGS)
-    if unknown:
-        known = ", ".join(sorted(CHECKPOINTING_SETTINGS))
-        yield f"gradient_checkpointing_kwargs: {', '.join(unknown)} is not one of {known}"
+    yield from _checkpointing_problems(config)
     if config.logging_steps == 0 and config.logging_strategy in (None, "steps"):
         yield "logging_steps is 0; give a number of steps, or set logging_strategy to no"
     for name in ("logging_steps", "eval_steps", "save_steps"):
@@ -49,6 +55,29 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
     if config.load_best_model_at_end or config.save_strategy == "best":
         yield from _best_model_problems(config, evaluates)
     yield from _optimizer_problems(config, evaluates)
+
+
+def _checkpointing_problems(config: CommonConfig) -> Iterator[str]:
+    given = config.gradient_checkpointing_kwargs or {}
+    unknown = sorted(set(given) - CHECKPOINTING_SETTINGS)
+    if unknown:
+        known = ", ".join(sorted(CHECKPOINTING_SETTINGS))
+        yield f"gradient_checkpointing_kwargs: {', '.join(unknown)} is not one of {known}"
+    every = given.get("every_n_layers", 1)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        yield f"gradient_checkpointing_kwargs: every_n_layers is {every!r}; it must be a whole number of at least 1"
+    new = sorted(OF_TRANSFORMERS & set(given))
+    if new and not has_new_checkpointing():
+        wanted = ".".join(map(str, NEW_CHECKPOINTING_SINCE))
+        yield f"gradient_checkpointing_kwargs: {', '.join(new)} needs transformers {wanted} or newer; leave it out"
+    if given.get("offload") and config.recompute != "layers":
+        yield f"gradient_checkpointing_kwargs: offload leaves on the GPU what recompute {config.recompute} keeps"
+    if config.recompute == "layers":
+        return
+    if config.gradient_checkpointing is False:
+        yield f"recompute {config.recompute} says what gradient checkpointing computes again, and that is switched off"
+    if given.get("use_reentrant"):
+        yield f"recompute {config.recompute} needs use_reentrant=false, which is the default; leave it out"
 
 
 def _size_problems(config: CommonConfig) -> Iterator[str]:

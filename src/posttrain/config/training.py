@@ -67,7 +67,9 @@ class PrecisionFlags:
     gradient_checkpointing: bool | None = flag(
         None, "Recompute activations to save memory; unset: on where there is a GPU."
     )
-    gradient_checkpointing_kwargs: dict[str, Any] | None = theirs(None, "Settings of gradient checkpointing.")
+    gradient_checkpointing_kwargs: dict[str, Any] | None = theirs(
+        None, "Settings of gradient checkpointing, e.g. every_n_layers=2 (with transformers 5.23)."
+    )
     activation_checkpointing: bool | None = flag(None, "transformers' newer name of gradient_checkpointing.")
     activation_checkpointing_kwargs: dict[str, Any] | None = theirs(
         None, "Newer name of gradient_checkpointing_kwargs."

@@ -65,7 +65,7 @@ def build(
     """Fill a folder of the cache.
 
     Args:
-        folder: empty.
+        folder: empty, or as a process that was ended has left it.
         source: of the rows.
         tokenizer: of the model.
         kind: of the rows.

@@ -54,7 +54,8 @@ class Workers:
         before = set(multiprocessing.active_children())
         with held_back(), _no_threads(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which is provided for
-            self._executor.submit(int)  # all of them are started with the first piece of work
+            for _ in range(number):  # one is started with each piece of work, where they do not all come at once
+                self._executor.submit(int)
         self._processes = set(multiprocessing.active_children()) - before
 
     def begin(self, batch: Batch, first_row: int) -> Callable[[], Tokenised]:

@@ -18,7 +18,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,54 +37,16 @@ from posttrain.data.sources import Source
 from posttrain.data.streamed_sources import reordered, streamed_tables
 from posttrain.data.tokenised import Options
 from posttrain.data.totals import Totals, check_something_left, new_totals, notes_of
+from posttrain.data.windows import Place, TokenRow, Window
 from posttrain.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TokenRow = dict[str, Any]
 Collate = Callable[[list[TokenRow]], Any]
 WINDOW, LARGE_WINDOW = 1024, 8192
 AHEAD_FROM = 1024  # rows of the data after which windows are made beforehand
 _WINDOWS_HELD = 2
 _PLACE_FILE = "stream.json"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a window begins.
-
-    Args:
-        first: number of its first row, among all that the stream gives out.
-        passes: how often the data has been read to its end before.
-        rows_read: rows of the data read before, in this pass.
-        counts: of all windows before.
-        dropped: first places of rows left out in them, by the name of the count.
-    """
-
-    first: int = 0
-    passes: int = 0
-    rows_read: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Some rows, and what was known when they had been read.
-
-    Args:
-        place: where they begin.
-        rows: in tokens.
-        after: where the next window begins.
-        notes: what the user is to be told of all rows so far.
-        lengths_of_parts: of the tables that are read, by their fingerprints.
-    """
-
-    place: Place
-    rows: list[TokenRow]
-    after: Place
-    notes: list[str]
-    lengths_of_parts: dict[str, Any]
 
 
 class Stream(torch.utils.data.IterableDataset[TokenRow]):
@@ -121,8 +83,8 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         self.counts: dict[str, int] = {}
         self._processes = processes
         self._team: Team | None = None
-        self._coming: Coming[_Window] | None = None
-        self._held: deque[_Window] = deque(maxlen=_WINDOWS_HELD)
+        self._coming: Coming[Window] | None = None
+        self._held: deque[Window] = deque(maxlen=_WINDOWS_HELD)
         self._latest = 0
         self._has_told = False
         self._start(Place())
@@ -222,7 +184,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
         totals.dropped.update({name: list(places) for name, places in place.dropped.items()})
         self._ahead = self._windows(place, totals)
 
-    def _next(self) -> _Window:
+    def _next(self) -> Window:
         """The next window; has the one after it made."""
         coming, self._coming = self._coming, None
         window = next(self._ahead) if coming is None else coming.result()
@@ -243,7 +205,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
     def _lengths_of_parts(self) -> dict[str, Any]:
         return {table.fingerprint: sorted(table.lengths.items()) for table in streamed_tables(self.source)}
 
-    def _windows(self, place: Place, totals: Totals) -> Iterator[_Window]:
+    def _windows(self, place: Place, totals: Totals) -> Iterator[Window]:
         while True:
             source = self.source if self.seed is None else reordered(self.source, [self.seed, place.passes])
             rows = source.rows(place.rows_read)
@@ -256,7 +218,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             check_something_left(totals, self.source, self.options)
             place = Place(place.first, place.passes + 1, 0, place.counts, place.dropped)
 
-    def _window(self, place: Place, part: list[Row], totals: Totals) -> _Window:
+    def _window(self, place: Place, part: list[Row], totals: Totals) -> Window:
         read = tokenised_batches(iter(part), place.rows_read, self._workers(), self.kind, self.options, totals)
         batches = list(read)
         totals.problems.raise_if_any(self.source.name, f"{totals.counts['rows_read']:,} rows read so far")
@@ -273,7 +235,7 @@ class Stream(torch.utils.data.IterableDataset[TokenRow]):
             {name: list(places) for name, places in totals.dropped.items()},
         )
         notes = notes_of(totals, self.tokenizer, self.options)
-        return _Window(place, rows, after, notes, self._lengths_of_parts())
+        return Window(place, rows, after, notes, self._lengths_of_parts())
 
     def _plain(self, batches: list[Columns], order: Numbers, totals: Totals) -> list[TokenRow]:
         rows = [row for columns in self._counted(batches, totals) for row in _rows_of(columns)]

@@ -42,7 +42,8 @@ def _memory(plan: Plan, case: Case) -> Iterator[Finding]:
     where = "the GPU" if case.device.kind == "cuda" else "this machine"
     room = in_words(plan.available)
     if not plan.fits:
-        first = next((flags for advice in memory_advice(case.config).values() for flags, _ in advice), "")
+        advice = memory_advice(case.config, on_gpu=case.device.kind == "cuda")
+        first = next((flags for some in advice.values() for flags, _ in some), "")
         if not case.setting.recomputed:
             first = "--gradient_checkpointing"
         text = f"needs {in_words(plan.upper)} and {where} has {room} for it"

@@ -106,6 +106,8 @@ def case_of(
         reference_bytes=reference,
         reward_bytes=reward_bytes,
         kept_in_cpu=config.activation_offloading and device.kind == "cuda",
+        recompute=config.recompute,
+        every=int((config.gradient_checkpointing_kwargs or {}).get("every_n_layers", 1)),
     )
     return Case(config, arguments, decided, device, shape, rows, evaluation, setting, parameters, tuple(assumptions))
 

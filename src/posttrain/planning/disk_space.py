@@ -47,6 +47,7 @@ def disk_plan(
     limit = arguments.save_total_limit
     kept = saves if limit is None else min(saves, limit)
     at_a_time = kept + (saves > kept)  # the next is written before the oldest goes
+    both = (rows, evaluation)
     cache = float(rows.bytes_on_disk + (evaluation.bytes_on_disk if evaluation else 0))
     if getattr(config, "precompute_ref_log_probs", False):
         cache += 4.0 * (rows.counts.get("targets", 0) + (evaluation.counts.get("targets", 0) if evaluation else 0))
@@ -64,6 +65,7 @@ def disk_plan(
         completions=completions,
         dvc=model if is_output_of_stage(config.output_dir) else 0.0,
         free=float(shutil.disk_usage(there).free),
+        preparing=sum(max(0.0, one.preparation.disk - one.bytes_on_disk) for one in both if one and one.preparation),
     )
 
 
@@ -103,14 +105,21 @@ def is_output_of_stage(folder: str, root: Path | None = None) -> bool:
         folder: of the finished model.
         root: of the repository; None: where the process runs.
     """
+    import yaml
+
     from posttrain.config import load_yaml
+    from posttrain.config.yaml_files import FastLoader
 
     here = (root or Path()).absolute()
     file = here / "dvc.yaml"
     if not file.is_file() or not (here / ".dvc").is_dir():
         return False
     params = load_yaml(here / "params.yaml") if (here / "params.yaml").is_file() else {}
-    for stage in load_yaml(file).get("stages", {}).values():
+    try:
+        stages = yaml.load(file.read_text(encoding="utf-8"), FastLoader)["stages"].values()
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError):  # DVC tells what is wrong with it
+        return False
+    for stage in stages:
         for entry in stage.get("outs", []):
             path = str(next(iter(entry)) if isinstance(entry, dict) else entry)
             if (here / _filled_in(path, params)).absolute() == Path(folder).expanduser().absolute():

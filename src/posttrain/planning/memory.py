@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE, KEPT_ELEMENTS
+from posttrain.logprobs import KEPT_ELEMENTS, targets_at_once
 from posttrain.planning.batches import Load
 from posttrain.planning.shape import ModelShape
 
@@ -22,6 +22,9 @@ CPU_BASE, CUDA_BASE = 500 * _MIB, 40 * _MIB
 CPU_GAPS = 0.25
 # By so much of what is on top of the framework a process grows from the few steps of a probe to many: measured.
 CPU_CREEP = 0.08
+# Blocks on their way from or to the CPU's memory, of a layer each (offloading.py).
+_UNDER_WAY = 3
+_KEPT_BESIDE = {"layers": "", "all_but_attention": ", attention's outputs", "elementwise": ", outputs of products"}
 _COPIES_OF_LOGITS = 3  # of the next token, while it is drawn: scores, probabilities and their sums
 # Numbers that an optimizer keeps for each trained one, in the type of the parameter. 8-bit ones keep bytes.
 _STATES = {
@@ -95,6 +98,8 @@ class Setting:
         reference_bytes: of a frozen model beside the policy.
         reward_bytes: of reward models.
         kept_in_cpu: activations wait in the CPU's memory (--activation_offloading).
+        recompute: what of a layer is computed again (--recompute).
+        every: one layer of so many is (every_n_layers).
         threads: of a CPU.
         notes: what was assumed of these.
     """
@@ -109,6 +114,8 @@ class Setting:
     reference_bytes: float = 0.0
     reward_bytes: float = 0.0
     kept_in_cpu: bool = False
+    recompute: str = "layers"
+    every: int = 1
     notes: tuple[str, ...] = field(default=())
 
 
@@ -205,11 +212,13 @@ def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
     tied = shape.vocabulary * shape.hidden * shape.number if shape.num_trained >= shape.num_parameters else 0
     how = f"{_tokens(shape, load):,.0f} tokens of the largest micro-batch"
     if setting.recomputed:
-        how += ", the inputs of layers and one layer in full"
+        how += f", the inputs of layers{_KEPT_BESIDE[setting.recompute]} and one layer in full"
+        how += f"; all of {setting.every - 1} of {setting.every} layers" if setting.every > 1 else ""
     elif not shape.saved.is_counted:
         how += ", by the formula of a gated decoder"
     if setting.kept_in_cpu:
-        kept, saved = saved, saved / max(1, shape.layers)
+        kept = leaving_bytes(shape, setting, load)
+        saved -= kept
         how += f"; {kept / _MIB:,.0f} MiB wait in the CPU's memory"
     # Gradients come as activations go: with one micro-batch a step, the larger of the two counts.
     front = saved + head + transient
@@ -237,8 +246,33 @@ def activation_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
         return max(0.0, in_layer * shape.layers + outside + casts)
     # Autocast keeps the casts of trained weights until the forward pass ends, and one layer's while it is recomputed.
     is_cached = shape.num_trained >= shape.num_parameters and "weights" not in setting.sharded
-    inputs = shape.number * shape.hidden * tokens * shape.layers
-    return max(0.0, inputs + outside + max(casts if is_cached else 0.0, in_layer + saved.of_layer))
+    checkpointed = -(-shape.layers // setting.every)
+    whole = in_layer * (shape.layers - checkpointed)
+    kept = (_input_bytes(shape) + _kept_beside(shape, setting)) * tokens * checkpointed
+    return max(0.0, kept + whole + outside + max(casts if is_cached else 0.0, in_layer + saved.of_layer))
+
+
+def leaving_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
+    """What of the activations waits in the CPU's memory: all but what is under way, and of layers that are computed
+    again their inputs alone."""
+    stays = min(1.0, _UNDER_WAY / max(1, shape.layers))
+    whole = activation_bytes(shape, setting, load)
+    if setting.recomputed:
+        whole = _input_bytes(shape) * _tokens(shape, load) * -(-shape.layers // setting.every)
+    return (1 - stays) * whole
+
+
+def _input_bytes(shape: ModelShape) -> float:
+    """Of a layer's input, a token."""
+    return float(shape.number * shape.hidden)
+
+
+def _kept_beside(shape: ModelShape, setting: Setting) -> float:
+    """Bytes a token and layer that are kept beside the inputs of layers, and not computed again (recompute.py)."""
+    number = 2 if setting.half else shape.number
+    attention = number * shape.query
+    products = number * (shape.query + 2 * shape.key + 2 * shape.hidden + 2 * shape.inner)
+    return float({"layers": 0, "all_but_attention": attention, "elementwise": attention + products}[setting.recompute])
 
 
 def head_bytes(shape: ModelShape, targets: float, setting: Setting, training: bool) -> tuple[float, float]:
@@ -246,8 +280,8 @@ def head_bytes(shape: ModelShape, targets: float, setting: Setting, training: bo
     if not shape.head:
         return 0.0, 0.0
     whole = targets * shape.vocabulary
-    forward, backward = CHUNK_ELEMENTS_ELSEWHERE if setting.on_gpu else CHUNK_ELEMENTS["cpu"]
-    chunk = min(whole, max(backward if training else forward, shape.vocabulary))
+    forward, backward = targets_at_once("cuda" if setting.on_gpu else "cpu", shape.vocabulary)
+    chunk = shape.vocabulary * min(targets, backward if training else forward)
     if not training:
         return targets * shape.hidden * shape.number, 3 * 4 * chunk
     kept = 4 * whole if whole <= KEPT_ELEMENTS else 0.0

@@ -88,6 +88,7 @@ class DiskPlan:
         completions: sampled texts, where they are written.
         dvc: by which the cache of DVC grows, where the output is one of a stage.
         free: where the run writes.
+        preparing: rows, while they are prepared: what that takes above `cache`.
     """
 
     model: float
@@ -98,11 +99,13 @@ class DiskPlan:
     completions: float
     dvc: float
     free: float
+    preparing: float = 0.0
 
     @property
     def total(self) -> float:
         """The most that the run takes at a time."""
-        return self.model + self.num_kept * self.checkpoint + self.cache + self.completions + self.dvc
+        training = self.model + self.num_kept * self.checkpoint + self.completions + self.dvc
+        return self.cache + max(self.preparing, training)
 
 
 @dataclass(frozen=True)

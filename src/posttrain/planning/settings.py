@@ -61,7 +61,7 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
         half = torch.float16
     elif arguments.bf16 if not on_gpu else device.bf16 if config.bf16 is None else config.bf16:
         half = torch.bfloat16
-    recomputed = on_gpu if config.gradient_checkpointing is None else bool(config.gradient_checkpointing)
+    recomputed = config.recomputes_activations(on_gpu)
     file = _file_of(launch)
     settings: dict[Any, Any] = accelerate_settings(file) if file is not None else {}
     processes = launch.processes()
@@ -71,16 +71,24 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
     machines = launch.num_machines or int(settings.get("num_machines") or 1)
     sharded, how = _sharding(config, settings) if processes > 1 else (frozenset[str](), "")
     given = {"precision": config.bf16 is not None or bool(config.fp16)}
-    given["activations"] = config.gradient_checkpointing is not None
+    given["activations"] = config.gradient_checkpointing is not None or config.recompute != "layers"
     why = {name: "as the flags say" if is_given else "by hardware" for name, is_given in given.items()}
     products = "float32" if half is None else str(half).removeprefix("torch.")
     words = {
         "device": device.name if device.is_here else f"{device.name}, which is not here",
         "precision": f"products in {products}, weights in {config.dtype or 'auto'} ({why['precision']})",
-        "activations": f"{'recomputed' if recomputed else 'kept'} ({why['activations']})",
+        "activations": f"{_activations(config) if recomputed else 'kept'} ({why['activations']})",
         "processes": f"{processes}" + (f", {how}" if how else ""),
     }
     return Decided(half, recomputed, processes, max(1, processes // machines), sharded, how, words)
+
+
+def _activations(config: CommonConfig) -> str:
+    return {
+        "layers": "recomputed",
+        "all_but_attention": "recomputed but for attention",
+        "elementwise": "recomputed where that is cheap",
+    }[config.recompute]
 
 
 def _file_of(launch: LaunchOptions) -> Path | None:

@@ -55,19 +55,20 @@ def forward_operations(shape: ModelShape, load: Load) -> float:
     return sum(_forward(shape, load))
 
 
-def training_operations(shape: ModelShape, load: Load, recomputed: bool = False) -> float:
-    """Of a forward and a backward pass over a micro-batch.
-
-    Args:
-        shape: of the model.
-        load: the micro-batch.
-        recomputed: activations are, so that there is another forward pass.
-    """
+def training_operations(shape: ModelShape, load: Load) -> float:
+    """Of a forward and a backward pass over a micro-batch, activations kept."""
     products, attention = _forward(shape, load)
     # A product's backward pass is one for its inputs and one for its weights, where those are trained.
     is_whole = shape.num_trained >= shape.num_parameters
     backward = products * (2 if is_whole else 1 + shape.trained_share) + _ATTENTION_BACKWARD * attention
-    return (products + attention) * (2 if recomputed else 1) + backward
+    return products + attention + backward
+
+
+def recomputed_operations(shape: ModelShape, setting: Setting, load: Load) -> float:
+    """Of what gradient checkpointing computes again of a forward pass over a micro-batch."""
+    products, attention = _forward(shape, load)
+    again = {"layers": products + attention, "all_but_attention": products, "elementwise": 0.0}[setting.recompute]
+    return again / setting.every if setting.recomputed else 0.0
 
 
 def _forward(shape: ModelShape, load: Load) -> tuple[float, float]:
@@ -98,7 +99,7 @@ def work_of(
         generations: a step.
     """
     forward = forward_operations(shape, load)
-    training = training_operations(shape, load, setting.recomputed)
+    training = training_operations(shape, load) + recomputed_operations(shape, setting, load)
     number = setting.micro_batches
     sampled = drawn = 0.0
     if sampling is not None:

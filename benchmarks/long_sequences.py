@@ -1,0 +1,223 @@
+"""What long rows cost on a CPU: recomputed activations, a shared prompt, and one step over 32k tokens.
+
+`python benchmarks/long_sequences.py recompute|prefix|row|plans` prints a table each; docs/long_sequences.md has them.
+Memory is counted by torch's profiler: tensors that are there at once, at most, in a forward and a backward pass,
+weights and their gradients left out. Seconds are those of the processor, in one thread, so that others on the machine
+hardly change them. `plans` trains nothing; it asks `posttrain plan`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from posttrain.attention import _attend_per_segment
+from posttrain.batch import NO_PARENT, PackedBatch, Segments, pack
+from posttrain.config import parse_command_line
+from posttrain.embedded.tokenizer import train_tokenizer, write_tokenizer
+from posttrain.models import checkpoint_activations
+from posttrain.planning.estimate import plan
+from posttrain.recompute import KEPT, recompute_less
+from posttrain.scoring import Scorer
+from posttrain.shared_prefix import attend_in_parts, bytes_of_gathering
+
+MIB = 2**20
+
+
+def peak_and_held(step: Callable[[], torch.Tensor]) -> tuple[float, float]:
+    """MiB of tensors that are there at once at most, and between the forward and the backward pass."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        loss = step()
+        middle = time.time_ns()
+        loss.backward()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = held = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+        held = now if event.start_ns() < middle else held
+    return most / MIB, held / MIB
+
+
+def document(tokens: int) -> PackedBatch:
+    mask = np.ones(tokens, dtype=np.int8)
+    mask[0] = 0
+    return pack([np.arange(tokens) * 37 % 1000], [mask], [NO_PARENT], num_groups=1)
+
+
+def recompute(tokens: list[int], hidden: int, layers: int) -> None:
+    torch.manual_seed(0)
+    heads = hidden // 64
+    config = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        vocab_size=1024,
+        max_position_embeddings=2**15,
+    )
+    model: Any = Qwen2ForCausalLM(config)
+    scorer = Scorer(model)
+    model.train()
+    scorer(model, document(64)).logprobs.sum().backward()  # gradients are there from now on
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {layers} layers of {hidden}")
+    print(
+        "| tokens | computed again | held for the backward pass, MiB | at most, MiB | seconds |\n|---|---|---|---|---|"
+    )
+    for length in tokens:
+        batch = document(length)
+
+        def step(batch: PackedBatch = batch) -> torch.Tensor:
+            return -scorer(model, batch).logprobs.mean()
+
+        for what in (None, "elementwise", "all_but_attention", "every other layer", "layers"):
+            checkpoint_activations(model, on=what is not None)
+            if what in KEPT:
+                recompute_less(model, what, {})
+            if what == "every other layer":
+                model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=2)
+            began = time.process_time()
+            step().backward()
+            seconds = time.process_time() - began
+            most, held = peak_and_held(step)
+            print(f"| {length:,} | {what or 'nothing'} | {held:,.0f} | {most:,.0f} | {seconds:.2f} |", flush=True)
+
+
+def prefix(sizes: list[tuple[int, int, int]]) -> None:
+    heads, key_heads, width = 8, 2, 64
+    print("| prompt | completions | laid beside each, MiB | one call each, ms | two calls, ms |\n|---|---|---|---|---|")
+    for prompt, count, length in sizes:
+        torch.manual_seed(0)
+        segments = Segments((prompt, *[length] * count), (NO_PARENT, *[0] * count))
+        tokens = sum(segments.lengths)
+        parts = [torch.randn(1, n, tokens, width, requires_grad=True) for n in (heads, key_heads, key_heads)]
+        upstream = torch.randn(1, tokens, heads, width)
+        times = []
+        for attend in (
+            lambda q, k, v, s=segments: _attend_per_segment(q, k, v, s, None, 0.0, None),
+            lambda q, k, v, s=segments: attend_in_parts(q, k, v, s, None).transpose(1, 2),
+        ):
+            best = float("inf")
+            for _ in range(2):
+                began = time.process_time()
+                attend(*parts).backward(upstream)
+                best = min(best, time.process_time() - began)
+            times.append(1000 * best)
+        gathered = bytes_of_gathering(segments, key_heads * width, 4) / MIB
+        cells = f"{prompt:,} | {count} × {length} | {gathered:,.1f} | {times[0]:,.0f} | {times[1]:,.0f}"
+        print(f"| {cells} |", flush=True)
+
+
+def row(tokens: int, words: list[str]) -> None:
+    """One optimizer step of `posttrain sft` over one row, beside its plan."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _model(folder / "model", tokens)
+        rows = folder / "rows.jsonl"
+        ids = (np.arange(tokens) * 37 % 255 + 1).tolist()
+        rows.write_text(json.dumps({"input_ids": ids}) + "\n", encoding="utf-8")
+        flags = ["--model_name_or_path", folder / "model", "--dataset_name", rows, "--output_dir", folder / "out"]
+        flags += ["--cache_dir", folder / "cache", "--max_length", tokens, "--per_device_train_batch_size", 1]
+        flags += ["--max_steps", 1, "--logging_steps", 1, "--save_strategy", "no", "--disable_tqdm", "true", *words]
+        for command in ("plan sft", "sft"):
+            line = [sys.executable, "-m", "posttrain.cli", *command.split(), *map(str, flags)]
+            done = subprocess.run(line, text=True, capture_output=True, check=False)
+            told = [one for one in (done.stdout + done.stderr).splitlines() if one.strip()]
+            wanted = ("MiB", "GiB", "peak_memory", "Planned", "activations")
+            print(f"$ posttrain {command}: exit {done.returncode}")
+            print("\n".join(one[:300] for one in told if any(word in one for word in wanted)), flush=True)
+
+
+QWEN25_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": False,
+}
+WAYS = {
+    "nothing": "--no_gradient_checkpointing",
+    "elementwise": "--recompute elementwise",
+    "all_but_attention": "--recompute all_but_attention",
+    "layers": "",
+    "layers, offloaded": "--activation_offloading",
+}
+CARDS = {
+    "LoRA, one GPU": "--use_peft --dtype bfloat16 --learning_rate 2e-4",
+    "all weights, 8 GPUs, fsdp2": "--accelerate_config fsdp2 --num_processes 8",
+}
+
+
+def plans() -> None:
+    """The longest row that fits, and what one of 32k tokens takes, of a model of the shape of Qwen2.5-7B."""
+    print("| trained | computed again | 32k tokens take | longest on 80 GB | longest on 24 GB |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _tokenizer(folder / "model")
+        (folder / "model/config.json").write_text(json.dumps(QWEN25_7B), encoding="utf-8")
+        rows = folder / "rows.jsonl"
+        rows.write_text((json.dumps({"input_ids": [5] * 32768}) + "\n") * 8, encoding="utf-8")
+        words = f"--model_name_or_path {folder / 'model'} --dataset_name {rows} --output_dir {folder / 'out'}"
+        words += f" --cache_dir {folder / 'cache'} --max_length 32768 --per_device_train_batch_size 1 --max_steps 100"
+        for trained, flags in CARDS.items():
+            for way, more in WAYS.items():
+                config, launch = parse_command_line("sft", f"{words} {flags} {more}".split())
+                found = [plan(config, launch, gpu=gpu) for gpu in ("a100-80gb", "rtx4090")]
+                longest = [f"{one.longest_row:,}" if one.longest_row else "none" for one in found]
+                print(f"| {trained} | {way} | {found[0].upper / 2**30:,.1f} GiB | {' | '.join(longest)} |", flush=True)
+
+
+def _model(folder: Path, positions: int) -> None:
+    from posttrain.embedded.weights import write_model
+
+    shape = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 2, "num_hidden_layers": 4}
+    _tokenizer(folder)
+    write_model(shape | {"num_key_value_heads": 1, "vocab_size": 300}, 1, folder)
+    about = folder / "config.json"
+    settings = json.loads(about.read_text(encoding="utf-8"))
+    about.write_text(json.dumps(settings | {"max_position_embeddings": positions}), encoding="utf-8")
+
+
+def _tokenizer(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    write_tokenizer(train_tokenizer(["one two three four five six"] * 10, 300), folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("recompute", "prefix", "row", "plans"))
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096])
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    given, words = parser.parse_known_args()
+    torch.set_num_threads(1)
+    if given.what == "recompute":
+        recompute(given.tokens, given.hidden, given.layers)
+    elif given.what == "prefix":
+        prefix([(256, 8, 128), (1024, 8, 128), (1024, 64, 64), (2048, 8, 256), (4096, 16, 256)])
+    elif given.what == "plans":
+        plans()
+    else:
+        row(given.tokens[0], words)
+
+
+if __name__ == "__main__":
+    main()
