@@ -47,6 +47,7 @@ def write_page(page: Path, found: Mapping[str, Sequence[Difference]], wanted: Ma
         begin, end = f"<!-- {name} begins -->\n", f"<!-- {name} ends -->"
         pattern = re.compile(f"({re.escape(begin)}).*?({re.escape(end)})", re.DOTALL)
         if name in wanted and len(found[name]) < wanted[name]:
+            lines = lines if found[name] else []
             lines += ["", f"({len(found[name])} of {wanted[name]} have been run; the command above runs the others.)"]
         body = "\n".join(lines)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
