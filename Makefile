@@ -22,7 +22,7 @@ help: ## list the targets
 setup: $(BIN)/.installed ## make .venv with the exact versions of constraints.txt
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 smoke: setup ## run every stage for a few steps in a temporary folder, in under a minute
 	$(BIN)/python scripts/smoke.py

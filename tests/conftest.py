@@ -33,6 +33,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Files that take more than 15 s, the longest first. They are begun first, so that no process is left with one of them
+# while the others have nothing more to do; pytest-xdist by itself begins with the files that have the most tests.
+LONG = (
+    *("test_distributed", "test_kills", "test_policy_training", "test_hosts", "test_killed_pipeline", "test_launch"),
+    *("test_sweep", "test_recipes_planned", "test_plan", "test_repro_check", "test_finite_processes"),
+    *("test_stop_processes", "test_finite", "test_smoke", "test_resume", "test_rewards_judge"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders whole files; those that are not long stay as they are."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def pytest_collection_finish() -> None:

@@ -197,10 +197,12 @@ def check_make(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    if words[0] == "-m":
+    if words[0] == "-m" and not words[1].startswith("benchmarks."):
         file = ROOT / "src" / (words[1].replace(".", "/") + ".py")
         assert file.is_file()
         return
+    if words[0] == "-m":
+        words = [f"{words[1].replace('.', '/')}/__main__.py", *words[2:]]
     file, rest = ROOT / words[0], words[1:]
     assert file.is_file()
     if file.parent.name == "scripts" and file.stem in METHODS:

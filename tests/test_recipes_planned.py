@@ -1,5 +1,6 @@
 """Every recipe is planned for the machine that it names, with its model's shape and long rows for the hub's."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prompts": {"prompt": user, "solution": "#### 1"},
     }
     for name, row in rows.items():
-        for split, count in (("train", 600), ("validation", 4)):
+        for split, count in (("train", 256), ("validation", 4)):
             (here / name).mkdir(exist_ok=True)
             write_rows(here / name / f"{split}.jsonl", [row] * count)
     for number, (name, shape) in enumerate(SHAPES.items()):
@@ -65,14 +66,19 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
+@functools.cache
+def content(path: Path) -> dict[str, Any]:
+    return load_yaml(path)
+
+
 def planned(path: Path, method: str, stand_ins: Path) -> Plan:
-    base = load_yaml(str(path))["prepare"]["base_model"]
+    base = content(path)["prepare"]["base_model"]
     model = stand_ins / f"model-{list(SHAPES).index(base)}"
     kind = {"sft": "sft", "reward": "preference", "dpo": "preference"}.get(method, "prompts")
     words = (
         f"--params {path} --model_name_or_path {model} --dataset_name {stand_ins / kind} --cache_dir {stand_ins}/cache"
     )
-    section = load_yaml(str(path))[method]
+    section = content(path)[method]
     if "reward_model_name_or_path" in section:
         words += f" --reward_model_name_or_path {model}"
     config, launch = stage_config(method, words.split())
@@ -86,7 +92,7 @@ def planned(path: Path, method: str, stand_ins: Path) -> Plan:
 @pytest.mark.parametrize("method", ["sft", "dpo", "rloo"])  # rloo holds the most models, dpo the longest rows
 def test_it_fits_the_machine_that_it_names(path: Path, method: str, stand_ins: Path) -> None:
     found = planned(path, method, stand_ins)
-    base = load_yaml(str(path))["prepare"]["base_model"]
+    base = content(path)["prepare"]["base_model"]
     if method == "sft":
         assert found.num_parameters == NUM_PARAMETERS.get(base, 494_032_768)
     assert found.fits, f"{found.peak / 2**30:.1f} GiB"

@@ -13,6 +13,8 @@ from pathlib import Path, PurePath
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import LONG
+from repositories import dvc, write_repository
 
 from posttrain.experiment.closure import import_closure, imported_modules
 
@@ -168,6 +170,7 @@ def test_the_embedded_task_needs_nothing_of_the_core() -> None:
         assert all(module.startswith("posttrain.embedded") for module in imported_modules(path, SOURCE))
 
 
+@functools.cache
 def third_party(path: Path) -> set[str]:
     """The top-level packages that a file imports from outside of the standard library and of this project."""
     found = set()
@@ -210,16 +213,16 @@ def test_constraints_pin_every_declared_dependency() -> None:
     assert pins["torch"] == "2.13.0"  # without +cpu, which plain PyPI does not have
 
 
-def test_files_of_ones_own_belong_to_the_stage_graph(tmp_path: Path) -> None:
+def test_files_of_ones_own_belong_to_the_stage_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Otherwise DVC would not bring them into the copies that queued experiments run in."""
+    write_repository(tmp_path)
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "raw/mine").mkdir(parents=True)
     (tmp_path / "raw/mine/rows.jsonl").write_text("{}")
-    for words in ("git init -q", "dvc init -q", "dvc add -q raw/mine"):
-        subprocess.run(words.split(), cwd=tmp_path, check=True, capture_output=True)
-    done = subprocess.run(["dvc", "dag", "--dot"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert '"raw/mine.dvc" -> "prepare"' in done.stdout
+    dvc(tmp_path, "add", "-q", "raw/mine")
+    dvc(tmp_path, "dag", "--dot")
+    assert '"raw/mine.dvc" -> "prepare"' in capsys.readouterr().out
 
 
 def test_metrics_and_curves_of_all_stages_stand_in_git() -> None:
@@ -230,6 +233,10 @@ def test_metrics_and_curves_of_all_stages_stand_in_git() -> None:
     )
     entries = [(stage, stage.get(kind, [])) for stage in stages().values() for kind in ("metrics", "plots")]
     assert set(listed.stdout.split()) == {path for stage, some in entries for path in resolved(stage, some)}
+
+
+def test_files_of_tests_that_are_begun_first_are_there() -> None:
+    assert all((ROOT / f"tests/{name}.py").is_file() for name in LONG)
 
 
 def test_dvc_keeps_quiet() -> None:

@@ -79,6 +79,17 @@ def test_nothing_is_gained_without_a_prompt_or_with_one_completion() -> None:
     assert speed_gain(SHAPE, 8, 8, 1) == 1
 
 
+def test_the_page_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.scaling.tables import all_tables
+
+    results = json.loads((ROOT / "benchmarks/scaling/results.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    shown = all_tables(results)
+    assert len(shown) > 8
+    assert [title for title, table in shown.items() if table not in page] == []
+
+
 def test_it_measures_a_run_sampling_and_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from transformers.utils import logging
 

@@ -118,3 +118,23 @@ def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path: Path) -> None:
     assert command.end() == 130
     assert command.said().splitlines()[-1] == "posttrain: stopped at once; what was saved before is kept"
     assert "Traceback" not in command.said()
+
+
+# A run that has agreed to end, and no longer takes signals.
+ENDS = """
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+if os.environ["RANK"] == "0":
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(1)
+sys.exit(143)
+"""
+
+
+def test_a_process_that_tells_of_the_end_is_not_asked_to_end(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(ENDS)
+    launch = LaunchOptions(num_processes=2, accelerate_config="cpu")
+    words = launcher_command(launch, [str(tmp_path / "ends.py")])
+    command = Command(SUPERVISE, words, tmp_path, **launcher_environment(launch))
+    assert command.end() == 143
+    assert command.said() == ""

@@ -26,7 +26,6 @@ from transformers import AutoModelForCausalLM
 from posttrain.cli import main
 from posttrain.embedded.tokenizer import train_tokenizer, write_tokenizer
 from posttrain.embedded.weights import write_model
-from posttrain.stop import end_with_parent
 
 PYTHON = os.environ.get("POSTTRAIN_VLLM_PYTHON", "")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="POSTTRAIN_VLLM_PYTHON names no environment with vLLM")
@@ -63,7 +62,6 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=lambda: end_with_parent(signal.SIGKILL),
             )
 
     def kill(self) -> None:

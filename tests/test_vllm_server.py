@@ -221,7 +221,6 @@ def test_seeds_are_of_the_completion_and_settings_are_all_said() -> None:
             "is no address such as http://127.",
         ),
         ("--use_vllm --vllm_mode server --vllm_server_host a?b", "vllm_server_host: 'http://a?b:8000' is no address"),
-        ("--use_vllm --vllm_mode server --vllm_server_timeout 1800",),
         ("--use_vllm --load_in_8bit --use_peft", "whole weights, which load_in_8bit does not keep"),
         ("--use_vllm --vllm_max_model_length 512", "leaves no room for a prompt before max_completion_length 512"),
         ("--use_vllm --vllm_tensor_parallel_size 2", "is for a server: start it with --tensor-parallel-size"),

@@ -89,6 +89,7 @@ def about(cores: int) -> dict[str, Any]:
     """Where it was measured."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
+        "on_gpu": torch.cuda.is_available(),
         "cores": cores,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

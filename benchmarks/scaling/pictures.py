@@ -32,11 +32,10 @@ def growth(parts: dict[str, Any]) -> go.Figure:
     titles = [_GROWTH[name] for name in series]
     figure = make_subplots(2, len(series), subplot_titles=titles, vertical_spacing=0.12, horizontal_spacing=0.045)
     for column, name in enumerate(series, 1):
-        measured = parts[name]["measured"]
+        measured, on_gpu = parts[name]["measured"], parts[name]["about"]["on_gpu"]
+        clock = "seconds" if on_gpu else "processor_seconds"  # the latter whatever else a CPU does
         x = [one["value"] for one in measured]
-        speed = [one["tokens"] / one["seconds"][0] for one in measured]
-        best = [one["tokens"] / one["seconds"][1] for one in measured]
-        worst = [one["tokens"] / one["seconds"][2] for one in measured]
+        speed, best, worst = ([one["tokens"] / one[clock][index] for one in measured] for index in range(3))
         spread = {
             "type": "data",
             "symmetric": False,
@@ -50,7 +49,7 @@ def growth(parts: dict[str, Any]) -> go.Figure:
         _line(figure, 2, column, x, planned, "planned", _COLORS[1], line={"dash": "dot", "color": _COLORS[1]})
     figure.update_xaxes(type="category")
     figure.update_yaxes(rangemode="tozero")
-    figure.update_yaxes(title="tokens a second", row=1, col=1)
+    figure.update_yaxes(title="tokens a second of the processor" if not on_gpu else "tokens a second", row=1, col=1)
     figure.update_yaxes(title="peak memory, MiB", row=2, col=1)
     return _plain(figure, 250 * len(series), 520)
 
@@ -76,7 +75,7 @@ def shared_prefix(measured: list[dict[str, Any]]) -> go.Figure:
             )
     figure.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64], title="completions of a prompt, G")
     figure.update_yaxes(type="log", tickvals=[0.5, 1, 2, 4, 8, 16])
-    return _plain(figure, 900, 400)
+    return _plain(figure, 900, 400, legend=-0.2)
 
 
 def write(parts: dict[str, Any], folder: Path) -> None:
@@ -99,14 +98,14 @@ def _line(figure: go.Figure, row: int, column: int, x: list[str], y: list[float]
     figure.add_scatter(x=x, y=y, row=row, col=column, name=name, showlegend=row == 2 and column == 1, **options)
 
 
-def _plain(figure: go.Figure, width: int, height: int) -> go.Figure:
+def _plain(figure: go.Figure, width: int, height: int, legend: float = -0.12) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         width=width,
         height=height,
         margin={"l": 60, "r": 10, "t": 40, "b": 50},
         font={"size": 11},
-        legend={"orientation": "h", "y": -0.12, "x": 0.5, "xanchor": "center", "yanchor": "top"},
+        legend={"orientation": "h", "y": legend, "x": 0.5, "xanchor": "center", "yanchor": "top"},
     )
     figure.update_annotations(font_size=12)
     return figure

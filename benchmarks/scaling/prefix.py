@@ -24,7 +24,7 @@ from posttrain.planning.sharing import memory_gain, speed_gain
 from posttrain.scoring import Scorer
 
 # Tokens of a pass. More of them are cut into several, which take as long as one, but hold less memory.
-_MOST_TOKENS = 40_000
+_MOST_TOKENS = 20_480
 _CLEAR_REFS = Path("/proc/self/clear_refs")  # 5: the highest resident memory is counted anew
 
 
@@ -142,6 +142,8 @@ def measure(
         shared.hold()
         if len(sizes) == 1:
             repeated.hold()
+        else:
+            Pass(model, scorer, repeated.batches[:1]).hold()
         for turn in range(rounds if len(sizes) == 1 else 1):
             for one in (shared, repeated) if turn % 2 else (repeated, shared):
                 one.take()

@@ -70,7 +70,7 @@ def measure(
                 "completions": completions,
                 "tokens": tokens,
                 "tokens_a_second": statistics.median(rows * tokens / whole[0] for _, whole in times),
-                "decoding": [statistics.median(decoding), min(decoding), max(decoding)],
+                "decoding": statistics.median(decoding),
                 "of_processor": statistics.median(
                     rows * (tokens - 1) / (whole[1] - first[1]) for first, whole in times
                 ),

@@ -18,6 +18,7 @@ from typing import Any
 
 from posttrain.errors import LOST, OUT_OF_MEMORY_PAGE, UserError, report, report_mistakes
 from posttrain.heartbeat import FAILURES_PAGE, Heartbeat
+from posttrain.loading import collector_at_rest
 from posttrain.meeting import Meeting
 from posttrain.stop import (
     SIGNALS,
@@ -53,7 +54,7 @@ class _Relay:
 
     def _serve(self) -> None:
         while True:
-            number = signal.sigwait(self._numbers)
+            number, sender = self._next()
             if number == signal.SIGTERM:
                 # It tells of the end of the thread that has started this process, too. While another thread of the
                 # command lives on, that one counts as the parent.
@@ -65,8 +66,15 @@ class _Relay:
                 end_at_once(signal.SIGINT, "stopped at once; what was saved before is kept")
             elif answer is Answer.FIRST and not children():
                 end_at_once(number, before_training(number))
-            elif answer is Answer.FIRST:
+            elif answer is Answer.FIRST and sender not in children():  # those tell that all have agreed to end
                 threading.Thread(target=self._tell, args=(number,), daemon=True).start()
+
+    def _next(self) -> tuple[int, int | None]:
+        """The next signal, and the process that has sent it where the system tells."""
+        if sys.platform == "darwin":
+            return signal.sigwait(self._numbers), None
+        about = signal.sigwaitinfo(self._numbers)
+        return about.si_signo, about.si_pid
 
     def give_up(self, cause: str, code: int) -> None:
         """Ends all processes of this machine, since those of another one are gone; does not return.
@@ -113,8 +121,9 @@ def main() -> int:
     # write pages about it.
     is_quiet = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    importlib.import_module("torch.distributed.run")  # its loggers take their levels when they are made
-    from accelerate.commands.launch import launch_command_parser
+    with collector_at_rest():
+        importlib.import_module("torch.distributed.run")  # its loggers take their levels when they are made
+        from accelerate.commands.launch import launch_command_parser
 
     if is_quiet:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # its processes may say what they like

@@ -6,6 +6,7 @@ a test compares the lists in dvc.yaml with these; `make deps` rewrites them, and
 """
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,16 +48,23 @@ def imported_modules(path: Path, source_root: Path) -> Iterator[str]:
         path: A Python file.
         source_root: The folder that holds the package's folder.
     """
-    for node in _running_nodes(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+    for node in _imports(path.read_text(encoding="utf-8"), str(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if _is_ours(alias.name))
-        elif isinstance(node, ast.ImportFrom):
+        else:
             module = _absolute(node, path, source_root)
             if _is_ours(module):
                 yield module
                 # A name in `from package import name` may be a module or a thing defined in it.
                 names = (f"{module}.{alias.name}" for alias in node.names)
                 yield from (name for name in names if _module_file(name, source_root))
+
+
+@functools.cache
+def _imports(text: str, path: str) -> list[ast.Import | ast.ImportFrom]:
+    """The imports in a source text, which the scripts of many stages share; a mistake in it names its path."""
+    nodes = _running_nodes(ast.parse(text, filename=path))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _running_nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -105,14 +105,21 @@ def is_output_of_stage(folder: str, root: Path | None = None) -> bool:
         folder: of the finished model.
         root: of the repository; None: where the process runs.
     """
+    import yaml
+
     from posttrain.config import load_yaml
+    from posttrain.config.yaml_files import FastLoader
 
     here = (root or Path()).absolute()
     file = here / "dvc.yaml"
     if not file.is_file() or not (here / ".dvc").is_dir():
         return False
     params = load_yaml(here / "params.yaml") if (here / "params.yaml").is_file() else {}
-    for stage in load_yaml(file).get("stages", {}).values():
+    try:
+        stages = yaml.load(file.read_text(encoding="utf-8"), FastLoader)["stages"].values()
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError):  # DVC tells what is wrong with it
+        return False
+    for stage in stages:
         for entry in stage.get("outs", []):
             path = str(next(iter(entry)) if isinstance(entry, dict) else entry)
             if (here / _filled_in(path, params)).absolute() == Path(folder).expanduser().absolute():

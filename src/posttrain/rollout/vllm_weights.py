@@ -28,7 +28,7 @@ from posttrain.errors import EngineLost, UserError
 from posttrain.rollout.sampling import Sampling
 from posttrain.rollout.vllm_engine import Backend, Drawn, raise_lost
 from posttrain.rollout.vllm_trial import TRIED, alter, batch_of, is_another, is_strange, keeps_weights, prompts_of
-from posttrain.sharding import skeleton, whole_state_dict
+from posttrain.sharding import read_whole, skeleton, whole_state_dict
 from posttrain.waiting import wait_for_all
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ class WeightsInStep:
             if isinstance(drawn, EngineLost):
                 wrong = drawn
             else:
-                altered = self._kind.from_pretrained(folder, dtype="auto")
+                # Whole, in this process alone, and without a number from the generator that training draws from.
+                with read_whole(self.trainer.args), torch.random.fork_rng(devices=[]):
+                    altered = self._kind.from_pretrained(folder, dtype="auto").eval()
                 wrong = is_strange(drawn, self._vocabulary)
                 wrong = wrong or keeps_weights(drawn, altered, self._vocabulary, self.temperature)
         wait_for_all("vLLM, which is tried")
