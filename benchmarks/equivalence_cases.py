@@ -149,7 +149,7 @@ _OPTIONS: dict[str, list[str]] = {
 }
 OPTIONS = [Case(flags, method, flags, _SHORT) for method, several in _OPTIONS.items() for flags in several]
 
-_ADAPTER = "--use_peft --lora_dropout 0.05"
+_DROPOUT = "--use_peft --lora_dropout 0.05"
 _NOISE = "--neftune_noise_alpha 5"
 _EXPERTS = "--router_aux_loss_coef 0.01"
 _DRAWN = "random numbers are drawn for each forward pass"
@@ -157,7 +157,7 @@ _ROUNDED = "half precision rounds at 2⁻⁸, and what is added up otherwise is 
 _SORTED = "the loss compares all pairs of a forward pass with each other, sorted"
 _ROUTER = "the routers' balance is that of the tokens of a forward pass, which are other ones"
 UNEQUAL = [
-    Case(_ADAPTER, "sft", f"{_ADAPTER} --learning_rate 1e-2", _SHORT, _DRAWN),
+    Case(_DROPOUT, "sft", f"{_DROPOUT} --learning_rate 1e-2", _SHORT, _DRAWN),
     Case(_NOISE, "sft", _NOISE, _SHORT, _DRAWN),
     Case("--loss_type aot", "dpo", "--loss_type aot", _SHORT, _SORTED),
     Case(_EXPERTS, "sft", f"--model_name_or_path {{moe}} {_EXPERTS}", _SHORT, _ROUTER),

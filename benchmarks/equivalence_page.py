@@ -28,12 +28,13 @@ class Difference:
     apart: Apart
 
 
-def write_page(page: Path, found: Mapping[str, Sequence[Difference]]) -> None:
+def write_page(page: Path, found: Mapping[str, Sequence[Difference]], wanted: Mapping[str, int]) -> None:
     """Puts the tables in the place of those that are there.
 
     Args:
         page: with a line `<!-- NAME begins -->` and another `<!-- NAME ends -->` around each of them.
         found: differences by the name of their table: methods, options, unequal.
+        wanted: how many there are where everything has been run.
     """
     tables = {
         "made": [_made_where()],
@@ -45,6 +46,9 @@ def write_page(page: Path, found: Mapping[str, Sequence[Difference]]) -> None:
     for name, lines in tables.items():
         begin, end = f"<!-- {name} begins -->\n", f"<!-- {name} ends -->"
         pattern = re.compile(f"({re.escape(begin)}).*?({re.escape(end)})", re.DOTALL)
+        if name in wanted and len(found[name]) < wanted[name]:
+            lines = lines if found[name] else []
+            lines += ["", f"({len(found[name])} of {wanted[name]} have been run; the command above runs the others.)"]
         body = "\n".join(lines)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
         assert count == 1, (page, name)
