@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import shutil
 import subprocess
@@ -40,6 +41,9 @@ def dvc(folder: Path, *words: str) -> None:
 
     with contextlib.chdir(folder), mock.patch.dict(os.environ, _environment()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what DVC uses, as in a process of its own
+        for handler in logging.getLogger("dvc").handlers:  # they keep what stderr was in the test that came first
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.__stderr__)
         assert main(list(words)) == 0, f"dvc {' '.join(words)}"
 
 

@@ -243,6 +243,7 @@ def test_machine_0_takes_the_meeting_point_with_it(three: Machines) -> None:
 def test_why_a_connection_broke(three: Machines) -> None:
     assert three.beats[0].cause_of_failure() is None  # all are there: the cause is a process, of which it is told
     three.beats[2].tell_end(1)
+    wait_for(lambda: 2 in three.beats[0]._ends, 10)
     cause = three.beats[0].cause_of_failure()
     assert cause is not None and "machine 2" in cause and "exit code 1" in cause
 

@@ -31,6 +31,12 @@ NEVER = {
     *("jinja2.Template", "Template", "Environment", "torch.hub.load", "pd.read_pickle"),
 }
 
+# What looks like one of these, and is not.
+HARMLESS = {
+    "src/posttrain/data/parallel.py: pickle.loads": "rows that the process's own parent has packed for it",
+    "src/posttrain/meeting.py: bind": "asks whether an address is this machine's, and listens at none",
+}
+
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call, str]]:
     """The calls in a file: name, call, place."""
@@ -49,6 +55,8 @@ def unsafe(path: Path) -> list[str]:
     found = []
     for name, call, place in calls(path):
         last = name.rpartition(".")[2]
+        if any(f"{path.relative_to(ROOT)}: {one}" in HARMLESS for one in (name, last)):
+            continue
         if name in NEVER:
             found.append(f"{place}: {name}")
         if name == "jinja2.Environment" and given(call, "autoescape") != "True":

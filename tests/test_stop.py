@@ -3,6 +3,7 @@ as if nothing had happened."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def server(material: Path) -> Iterator[Server]:
 
 def lines(done: Done) -> list[str]:
     """What posttrain has said of stopping."""
-    return [line for line in done.output.splitlines() if line.startswith("posttrain: ")]
+    # Two threads write: now and then there is something before it in its line.
+    return re.findall(r"posttrain: [^\n]*", done.output)
 
 
 def kept(name: str, step: int, of: int = 9, folder: str = "out") -> str:

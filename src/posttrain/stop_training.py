@@ -118,7 +118,7 @@ class Stopping(TrainerCallback):
         trainer._finish_current_push()
         trainer.callback_handler.on_train_end(args, state, trainer.control)  # trackers write what they have
         wait_for_all("trackers")
-        args.distributed_state.wait_for_everyone()  # nobody looks into the store any more, which the first may take along
+        args.distributed_state.wait_for_everyone()  # nobody looks into the store any more, which the first takes along
         way_on = "the same command goes on from there"
         if args.save_only_model:
             way_on = "training cannot go on from it, since --save_only_model keeps the weights alone"
