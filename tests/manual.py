@@ -26,7 +26,7 @@ DPO = (
     "--no_remove_unused_columns"
 )
 GRPO = (
-    "grpo --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/gsm8k --reward_funcs accuracy_reward "
+    "grpo --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/DeepMath-103K --reward_funcs accuracy_reward "
     "--output_dir Qwen2-0.5B-GRPO --push_to_hub"
 )
 RLOO = (

@@ -133,7 +133,7 @@ def test_rows_and_model_of_the_hub_with_the_commits_that_were_read(hub: Hub, tmp
         "base_model": "Qwen/Qwen2-0.5B",
         "sft": splits("trl-lib/Capybara"),
         "preference": splits("trl-lib/ultrafeedback_binarized"),
-        "prompts": splits("trl-lib/gsm8k"),
+        "prompts": splits("trl-lib/DeepMath-103K"),
     }
     environment = {
         "HF_ENDPOINT": hub.url,
