@@ -1,6 +1,7 @@
-"""What long rows cost on a CPU: recomputed activations, a shared prompt, and one step over 32k tokens.
+"""What long rows cost on a CPU: recomputed activations, a shared prompt, the head, and one step over 32k tokens.
 
-`python benchmarks/long_sequences.py recompute|prefix|row|plans` prints a table each; docs/long_sequences.md has them.
+`python benchmarks/long_sequences.py recompute|prefix|head|row|plans` prints a table each, which
+docs/long_sequences.md has.
 Memory is counted by torch's profiler: tensors that are there at once, at most, in a forward and a backward pass,
 weights and their gradients left out. Seconds are those of the processor, in one thread, so that others on the machine
 hardly change them. `plans` trains nothing; it asks `posttrain plan`.
@@ -26,6 +27,7 @@ from posttrain.attention import _attend_per_segment
 from posttrain.batch import NO_PARENT, PackedBatch, Segments, pack
 from posttrain.config import parse_command_line
 from posttrain.embedded.tokenizer import train_tokenizer, write_tokenizer
+from posttrain.logprobs import _HeadStatistics
 from posttrain.models import checkpoint_activations
 from posttrain.planning.estimate import plan
 from posttrain.recompute import KEPT, recompute_less
@@ -121,6 +123,25 @@ def prefix(sizes: list[tuple[int, int, int]]) -> None:
         print(f"| {cells} |", flush=True)
 
 
+def head(targets: int, vocabulary: int, hidden: int) -> None:
+    """The output head by the number of targets that it takes at a time."""
+    print("| targets at a time | forward, ms | backward, ms |\n|---|---|---|")
+    torch.manual_seed(0)
+    states = torch.randn(targets, hidden, requires_grad=True)
+    weight = torch.randn(vocabulary, hidden).mul_(0.02).requires_grad_()
+    wanted = torch.randint(0, vocabulary, (targets,))
+    for together in (1, 4, 14, 28, 56, targets):
+        forward = backward = float("inf")
+        for _ in range(3):
+            began = time.process_time()
+            statistics = _HeadStatistics.apply(states, weight, None, wanted, 1.0, (together, together), False)
+            middle = time.process_time()
+            statistics[:, 0].sum().backward()
+            forward, backward = min(forward, middle - began), min(backward, time.process_time() - middle)
+            states.grad = weight.grad = None
+        print(f"| {together} | {1000 * forward:,.0f} | {1000 * backward:,.0f} |", flush=True)
+
+
 def row(tokens: int, words: list[str]) -> None:
     """One optimizer step of `posttrain sft` over one row, beside its plan."""
     with tempfile.TemporaryDirectory() as name:
@@ -203,7 +224,7 @@ def _tokenizer(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("recompute", "prefix", "row", "plans"))
+    parser.add_argument("what", choices=("recompute", "prefix", "head", "row", "plans"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
@@ -213,6 +234,8 @@ def main() -> None:
         recompute(given.tokens, given.hidden, given.layers)
     elif given.what == "prefix":
         prefix([(256, 8, 128), (1024, 8, 128), (1024, 64, 64), (2048, 8, 256), (4096, 16, 256)])
+    elif given.what == "head":
+        head(96, 151_936, 512)
     elif given.what == "plans":
         plans()
     else:
