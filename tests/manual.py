@@ -77,7 +77,7 @@ def ultrafeedback(question: str, right: str, wrong: str) -> dict[str, Any]:
     return {"chosen": chosen, "rejected": rejected, "score_chosen": 8.5, "score_rejected": 2.0}
 
 
-def gsm8k(question: str, right: str, wrong: str) -> dict[str, Any]:
+def deepmath(question: str, right: str, wrong: str) -> dict[str, Any]:
     return {"prompt": [turn("user", question)], "solution": right.rpartition("#### ")[2]}
 
 
@@ -85,7 +85,7 @@ def tldr(question: str, right: str, wrong: str) -> dict[str, Any]:
     return {"prompt": f"SUBREDDIT: r/sums\n\nPOST: {question}\n\nTL;DR:", "completion": f" {right}"}
 
 
-DATA = {"Capybara": capybara, "ultrafeedback_binarized": ultrafeedback, "gsm8k": gsm8k, "tldr": tldr}
+DATA = {"Capybara": capybara, "ultrafeedback_binarized": ultrafeedback, "DeepMath-103K": deepmath, "tldr": tldr}
 
 
 def write_manual(folder: Path) -> dict[str, Path]:
