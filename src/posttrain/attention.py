@@ -53,6 +53,13 @@ def masks_from_segments() -> Iterator[None]:
         _by_segments.reset(token)
 
 
+def no_mask(device: torch.device) -> torch.Tensor:
+    """What a forward pass with segments, or with a decoding state, is given as its mask. Of four dimensions, so that
+    models take it for a finished one and hand it on to attention, which does not read it; without one, they would look
+    for documents in the position ids, and wait for the GPU to tell."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
 def attention_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """No mask where segments stand for it, transformers' mask for sdpa elsewhere."""
     return None if _by_segments.get() else sdpa_mask(*args, **kwargs)
@@ -112,14 +119,18 @@ def attention(
             return decoding.attend(layer, query, key, value, scaling, sliding_window), None
         decoding.record(layer, key, value)
     assert segments is not None
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256:
+    if _takes_varlen(query, dropout):
         output = _attend_varlen(query, key, value, segments, scaling, sliding_window)
     elif dropout == 0.0 and attends_in_parts(query, key, segments, sliding_window):
         output = attend_in_parts(query, key, value, segments, scaling).transpose(1, 2)
     else:
         output = _attend_per_segment(query, key, value, segments, scaling, dropout, sliding_window)
     return output, None
+
+
+def _takes_varlen(query: torch.Tensor, dropout: float) -> bool:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256
 
 
 def _attend_per_segment(

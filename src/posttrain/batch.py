@@ -208,9 +208,9 @@ class PackedBatch:
         for row, tokens in enumerate(rows):
             index[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        attention_mask = torch.from_numpy(mask).to(device)
+        attention_mask = torch.from_numpy(mask).to(device, non_blocking=True)
         return PaddedRows(
-            input_ids=self.input_ids[torch.from_numpy(index).to(device)] * attention_mask,
+            input_ids=self.input_ids[torch.from_numpy(index).to(device, non_blocking=True)] * attention_mask,
             attention_mask=attention_mask,
             target_index=self.sequence_ids * length + self.position_ids[self.target_positions],
         )

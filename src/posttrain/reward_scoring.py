@@ -94,6 +94,7 @@ class RewardScorer:
                 "input_ids": batch.input_ids[None],
                 "position_ids": batch.position_ids[None],
                 "segments": batch.segments,
+                "attention_mask": attention.no_mask(batch.input_ids.device),
             }
             ends = batch.end_positions
         else:

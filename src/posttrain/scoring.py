@@ -39,6 +39,7 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, packed: bool = True, adopt_head: bool = True):
         self.packed = False
         self.head: TargetHead | None = None
+        self._config = model.config
         trial = trial_batch(model.config.get_text_config().vocab_size).to(model.device)
         was_training = model.training
         model.eval()
@@ -76,6 +77,8 @@ class Scorer:
                 "position_ids": batch.position_ids[None],
                 "segments": batch.segments,
             }
+            if not getattr(self._config, "output_router_logits", False):  # the router loss would read it, too
+                inputs["attention_mask"] = attention.no_mask(batch.input_ids.device)
             index = batch.target_positions
         else:
             rows = batch.padded()

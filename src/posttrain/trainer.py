@@ -121,7 +121,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         return batches, dict(totals)
 
     def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
-        return self.method.complete(inputs.to(self.args.device), self.model_wrapped)
+        return self.method.complete(inputs.to(self.args.device, non_blocking=True), self.model_wrapped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

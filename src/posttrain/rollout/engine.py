@@ -94,8 +94,7 @@ def _generate_packed(
 ) -> None:
     lengths = [len(prompt) for prompt in prompts]
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device)
-    # Of four dimensions: models take it for a finished mask, and hand it on to attention, which does not read it.
-    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    no_mask = attention.no_mask(device)
     with attention.masks_from_segments(), prepacked(model, len(prompts) * num_completions):
         logits = _prefill(model, prompts, lengths, state, device)
         tokens = record.draw(logits.repeat_interleave(num_completions, 0))
