@@ -8,6 +8,10 @@ Held for each layer, in elements of the model's type (of autocast's, inside of i
     (P · longest prompt + P · G · max_new_tokens) · key heads · (key size + value size)
 
 Here R is the number of completions that have not left the batch, P that of the prompts that they continue.
+
+A step that is captured as a CUDA graph (rollout/captured.py) has the same shapes each time. With `static=True` it reads
+the number of tokens that are held from a tensor, and attends to the next multiple of COLUMNS, those that are not there
+yet masked; columns before a sliding window are masked, too, and not left out.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+# Columns of a completion by which a static step grows: of a graph for each, and of what it reads in vain.
+COLUMNS = 128
 
 
 class DecodingState:
@@ -27,13 +34,21 @@ class DecodingState:
         num_completions: G, rows of each prompt.
         max_new_tokens: tokens that a row may be given.
         device: of the model.
+        static: whether shapes stay the same from token to token.
     """
 
     def __init__(
-        self, prompt_lengths: Sequence[int], num_completions: int, max_new_tokens: int, device: torch.device
+        self,
+        prompt_lengths: Sequence[int],
+        num_completions: int,
+        max_new_tokens: int,
+        device: torch.device,
+        static: bool = False,
     ) -> None:
         lengths = np.asarray(prompt_lengths)
         self.step = 0  # tokens of each completion that are held
+        self._now = torch.zeros(1, dtype=torch.int64, device=device) if static else None  # the same number
+        self._visible: dict[int | None, tuple[torch.Tensor, torch.Tensor | None]] = {}  # of a static step, by window
         self._max_new_tokens = max_new_tokens
         self._width = int(lengths.max())
         # Which token of the packed prompts stands in which column; the columns before a shorter one are masked.
@@ -85,7 +100,9 @@ class DecodingState:
             held = _held(tensor)[0].index_select(1, self._gather.flatten())
             held = held.view(heads, *self._gather.shape, size).transpose(0, 1)
             prompts.append(held.reshape(-1, self._width, size))
-            own.append(held.new_empty(self.num_rows * heads, self._max_new_tokens, size))
+            # Zeros where columns are masked before they are written: whatever stands there would be multiplied by 0.
+            make = held.new_empty if self._now is None else held.new_zeros
+            own.append(make(self.num_rows * heads, self._max_new_tokens, size))
         self._prompts[layer] = prompts[0], prompts[1]
         self._own[layer] = own[0], own[1]
 
@@ -117,22 +134,33 @@ class DecodingState:
         now, group = self.step + 1, heads // key_heads
         keys, values = self._own[layer]
         for held, new in ((keys, key), (values, value)):
-            column = held[:, self.step].view(prompts, key_heads, places, 1, -1)
-            column.copy_(self._placed(new))
-        first = 0 if window is None else max(0, now - window)
-        keys, values = keys[:, first:now], values[:, first:now]
-        # A prompt's columns end where the row's own begin.
-        shared = self._width if window is None else min(self._width, max(0, window - now))
+            new = self._placed(new)
+            if self._now is None:
+                held[:, self.step].view(prompts, key_heads, places, 1, -1).copy_(new)
+            else:
+                held.index_copy_(1, self._now, new.reshape(apart, 1, -1).to(held.dtype))
+        unseen: torch.Tensor | None = None
+        bias = self._bias
+        if self._now is None:
+            first = 0 if window is None else max(0, now - window)
+            keys, values = keys[:, first:now], values[:, first:now]
+            # A prompt's columns end where the row's own begin.
+            shared = self._width if window is None else min(self._width, max(0, window - now))
+        else:
+            keys, values, shared = keys[:, : self.columns], values[:, : self.columns], self._width
+            unseen, bias = self._masks(window)
         with torch.autocast(query.device.type, enabled=False):
             query = self._placed(query.to(keys.dtype).reshape(rows, key_heads, group, size)).reshape(together, -1, size)
             scores = _scores(query.reshape(apart, group, size), keys)
+            if unseen is not None:
+                scores = scores.masked_fill_(unseen, -torch.inf)
             if shared:
                 prompt_keys, prompt_values = self._prompts[layer]
                 if shared < self._width:
                     prompt_keys, prompt_values = prompt_keys[:, -shared:], prompt_values[:, -shared:]
                 prompt_scores = _scores(query, prompt_keys).view(prompts, key_heads, -1, shared)
-                if self._bias is not None:
-                    prompt_scores += self._bias[..., -shared:]
+                if bias is not None:
+                    prompt_scores += bias[..., -shared:]
                 scores = torch.cat([prompt_scores.view(apart, group, shared), scores], dim=-1)
             weights = scores.mul_(size**-0.5 if scaling is None else scaling).softmax(-1).to(values.dtype)
             output = torch.bmm(weights[..., shared:], values)
@@ -141,6 +169,37 @@ class DecodingState:
                 output.view(together, places * group, -1).baddbmm_(weights, prompt_values)
         output = output.view(prompts, key_heads, places, group, -1).transpose(1, 2).reshape(prompts * places, heads, -1)
         return (output if self._moves is None else output.index_select(0, self._moves[1]))[:, None]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the rows' own tokens that a static step attends to."""
+        return min(self._max_new_tokens, -(-(self.step + 1) // COLUMNS) * COLUMNS)
+
+    def begin_step(self) -> None:
+        """Before a step: masks are its own, even of one that has been captured in vain."""
+        self._visible = {}
+
+    def end_step(self) -> None:
+        """After a step: a token more is held."""
+        self.step += 1
+        if self._now is not None:
+            self._now += 1
+
+    def _masks(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of a static step, the same for all layers: columns of the rows' own tokens that are not seen (columns,), and
+        what is added to the scores of the prompts (P or 1, 1, 1, width)."""
+        if window not in self._visible:
+            assert self._now is not None
+            own = torch.arange(self.columns, device=self._now.device)
+            unseen, bias = own > self._now, self._bias
+            if window is not None:
+                unseen |= own <= self._now - window
+                # Column w of a prompt stands width - w before the row's first token, and so much before this one.
+                before = torch.arange(self._width, 0, -1, device=self._now.device) + self._now
+                outside = torch.zeros(self._width, device=self._now.device).masked_fill_(before >= window, -torch.inf)
+                bias = outside[None, None, None] if bias is None else bias + outside
+            self._visible[window] = unseen, bias
+        return self._visible[window]
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """(R, key heads, n, D) → (P, key heads, places, n, D)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.decoding import DecodingState
+from posttrain.rollout.captured import Captured
 from posttrain.rollout.fallback import generate_padded
 from posttrain.rollout.prepacked import prepacked
-from posttrain.rollout.record import Completions, Record
+from posttrain.rollout.record import Completions, Drawn, Record
 from posttrain.rollout.sampling import Sampling, uniforms
 from posttrain.scoring import Scorer, agrees
 
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # Rows that have ended leave when at most this share is left: each time, what is held of the others is moved.
 _LEAVE_AT = 0.8
+
+# Devices that can run a step as a captured graph.
+_CAPTURING = {"cuda"}
 
 
 class Engine:
@@ -43,6 +47,7 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, scorer: Scorer) -> None:
+        self.captures = True  # a step as a CUDA graph, on a GPU
         self.packed = scorer.packed and _try_packed(model, scorer)
         if not self.packed:
             logger.warning(
@@ -79,7 +84,8 @@ class Engine:
         record = Record(prompts, num_completions, sampling, uniforms, device)
         with autocast or contextlib.nullcontext(), _evaluating(model):
             if self.packed:
-                _generate_packed(model, prompts, num_completions, record, device)
+                captures = self.captures and device.type in _CAPTURING
+                _generate_packed(model, prompts, num_completions, record, device, captures)
             else:
                 generate_padded(_bare(model), prompts, num_completions, record)
         return record.completions()
@@ -91,29 +97,36 @@ def _generate_packed(
     num_completions: int,
     record: Record,
     device: torch.device,
+    captures: bool = False,
 ) -> None:
     lengths = [len(prompt) for prompt in prompts]
-    state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device)
+    state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device, static=captures)
     no_mask = attention.no_mask(device)
     with attention.masks_from_segments(), prepacked(model, len(prompts) * num_completions):
         logits = _prefill(model, prompts, lengths, state, device)
-        tokens = record.draw(logits.repeat_interleave(num_completions, 0))
-        positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)[:, None]
+        tokens = record.add(record.drawn(logits.repeat_interleave(num_completions, 0), record.numbers))
+        positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)
+
+        def step(tokens: torch.Tensor, positions: torch.Tensor, numbers: torch.Tensor) -> Drawn:
+            state.begin_step()
+            output = model(
+                input_ids=tokens[:, None],
+                position_ids=positions[:, None],
+                attention_mask=no_mask,
+                decoding=state,
+                use_cache=False,
+            )
+            return record.drawn(output.logits[:, -1], numbers)
+
+        run: Callable[..., Any] = Captured(step, lambda: state.columns) if captures else step
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
                 record.keep(going)
                 state.keep(going)
                 index = torch.from_numpy(going).to(device)
                 tokens, positions = tokens[index], positions[index]
-            output = model(
-                input_ids=tokens[:, None],
-                position_ids=positions + state.step,
-                attention_mask=no_mask,
-                decoding=state,
-                use_cache=False,
-            )
-            state.step += 1
-            tokens = record.draw(output.logits[:, -1])
+            tokens = record.add(run(tokens, positions + state.step, record.numbers))
+            state.end_step()
 
 
 def _prefill(
