@@ -23,7 +23,9 @@ import torch
 NO_PARENT = -1
 
 
-@dataclass(frozen=True)
+# Not frozen, though nothing changes it: torch 2.11 looks into frozen ones where layers are compiled, and would compile
+# them again for each number of segments.
+@dataclass(unsafe_hash=True)
 class Segments:
     """How a row of T tokens is cut up, in the form that attention needs. Knows nothing of token ids.
 

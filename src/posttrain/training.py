@@ -28,6 +28,7 @@ from posttrain.checkpoints import (
     room_to_write,
     write_manifest,
 )
+from posttrain.compiled import compile_as_asked
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.stream import Stream
@@ -212,10 +213,12 @@ def _train(
     provenance: Provenance | None,
 ) -> dict[str, float]:
     config, clock, planned = method.config, StepClock(), plan_file(method.config, arguments.world_size)
+    model = add_adapter(model, config) if config.use_peft else model
+    compile_as_asked(model, config, arguments.gradient_checkpointing)
     trainer = PostTrainer(
         method,
         scorer,
-        model=add_adapter(model, config) if config.use_peft else model,
+        model=model,
         args=arguments,
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,

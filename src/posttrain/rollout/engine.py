@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
+from posttrain.compiled import as_written
 from posttrain.decoding import DecodingState
 from posttrain.rollout.captured import Captured
 from posttrain.rollout.fallback import generate_padded
@@ -82,7 +83,7 @@ class Engine:
         model = _steppable(model)
         device = next(model.parameters()).device
         record = Record(prompts, num_completions, sampling, uniforms, device)
-        with autocast or contextlib.nullcontext(), _evaluating(model):
+        with autocast or contextlib.nullcontext(), _evaluating(model), as_written(model):
             if self.packed:
                 captures = self.captures and device.type in _CAPTURING
                 _generate_packed(model, prompts, num_completions, record, device, captures)
