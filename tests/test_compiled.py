@@ -67,8 +67,9 @@ def test_one_compilation_serves_all_layers_and_lengths(recomputed: bool) -> None
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
         counts.append(graphs())
-    # What stands before and after attention, and with recomputation the parts of a layer; for both layers the same.
-    assert set(counts) == {counts[0]} and 2 <= counts[0] <= 5, counts
+    # What stands before and after attention, and with recomputation the parts of a layer, for both layers the same; and
+    # of the head, statistics and gradient.
+    assert set(counts) == {counts[0]} and 4 <= counts[0] <= 8, counts
 
 
 def test_inside_of_as_written_nothing_is_compiled() -> None:
@@ -76,7 +77,7 @@ def test_inside_of_as_written_nothing_is_compiled() -> None:
     scorer, batch = Scorer(model), documents(5, 3)
     compile_layers(model, "eager")
     with as_written(model), torch.no_grad():
-        scorer(model, batch)
+        model(input_ids=batch.input_ids[None], use_cache=False)
     assert graphs() == 0
     with torch.no_grad():
         scorer(model, batch)

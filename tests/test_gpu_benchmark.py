@@ -17,7 +17,7 @@ from benchmarks.gpu_parts import parts, profiling, rollouts, settings, steps, ta
 from benchmarks.gpu_parts.material import make_model
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPILED = "sft, compiled layers"  # by a C++ compiler, which takes its time: tests/test_compiled.py
+COMPILED = "sft, compiled"  # takes its time: tests/test_compiled.py
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ BUDGETS: dict[str, float] = {
     "engine": 25,
     "sft": 40,
     "sft, one row": 25,
-    "sft, compiled layers": 75,
+    "sft, compiled": 100,
     "sft, recomputed": 25,
     "sft, bfloat16 weights": 25,
     "sft, lora": 30,

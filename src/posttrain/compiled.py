@@ -1,4 +1,4 @@
-"""Decoder layers compiled by torch.compile, once for rows of any length.
+"""Decoder layers and the output head compiled by torch.compile, once for rows of any length.
 
 A whole model would be compiled again for each number of segments and for much of what stands around its layers. The
 layers of a model are alike, so one compilation serves all of them, and their shapes are dynamic. Attention stays as it
@@ -17,7 +17,9 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain import attention
+from posttrain.compiled_head import compiled_head_statistics
 from posttrain.config import CommonConfig
+from posttrain.logprobs import TargetHead
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ def compile_as_asked(model: torch.nn.Module, config: CommonConfig, recomputes: b
 
 
 def compile_layers(model: torch.nn.Module, backend: str, mode: str | None = None, recomputes: bool = False) -> None:
-    """Compiles the decoder layers of a model at their next call. Names of parameters and saving stay as they were.
+    """Compiles the decoder layers and the head of a model at their next call. Names of parameters, and saving, stay as
+    they were.
 
     Args:
         model: of transformers, with or without adapters.
@@ -53,6 +56,8 @@ def compile_layers(model: torch.nn.Module, backend: str, mode: str | None = None
     for layer in layers:
         for part in layer.children() if recomputes else [layer]:
             part.compile(dynamic=True, backend=backend, mode=mode)
+    for head in {module for module in model.modules() if isinstance(module, TargetHead)}:
+        head._asked.statistics = compiled_head_statistics(backend, mode)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ model's own forward call, so that the hooks of DDP, FSDP and DeepSpeed run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -172,6 +172,7 @@ def head_statistics(
     targets: torch.Tensor,
     temperature: float = 1.0,
     with_entropy_gradient: bool = False,
+    apply: Callable[..., torch.Tensor] = _HeadStatistics.apply,
 ) -> torch.Tensor:
     """Statistics of each target under softmax((hidden · weightᵀ + bias) / temperature).
 
@@ -182,6 +183,7 @@ def head_statistics(
         targets: (N,) int64.
         temperature: divides the logits.
         with_entropy_gradient: whether the entropy is part of a loss; without it the backward pass is cheaper.
+        apply: what goes through the chunks.
 
     Returns:
         (N, 5) float32: the columns of TokenStatistics; a gradient in the first, and in the second if asked for.
@@ -194,13 +196,14 @@ def head_statistics(
         hidden = hidden.to(weight.dtype)
     chunks = targets_at_once(hidden.device.type, weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
+        return apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
 
 
 class _Asked:
     """What a head is asked for. Shared with copies of the head: peft trains one in its place, on request."""
 
     request: tuple[torch.Tensor, torch.Tensor, float, bool] | None = None
+    statistics: Callable[..., torch.Tensor] = staticmethod(head_statistics)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Asked:
         return self
@@ -239,7 +242,7 @@ class TargetHead(nn.Linear):
             return super().forward(hidden)
         index, targets, temperature, with_entropy_gradient = self._asked.request
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
-        return head_statistics(
+        return self._asked.statistics(
             rows, self.weight, self.bias, targets, temperature, with_entropy_gradient=with_entropy_gradient
         )[None]
 
