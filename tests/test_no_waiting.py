@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate.data_loader
 import numpy as np
 import pytest
 import torch
+from tiny import run, write_base, write_preference
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
@@ -154,6 +157,18 @@ def test_a_step_asks_for_no_number(method: str, words: tuple[str, ...], off_poli
     assert copies.waiting == 0
     # The batch, and once for all layers where segments begin, where their keys do, and which these are.
     assert copies.others == tensors + 3
+
+
+def test_batches_come_to_the_device_by_the_trainer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's loaders would move them as they are read, and wait with each tensor; what they are weighed by is
+    looked at on the CPU."""
+
+    def moved(*_: Any, **__: Any) -> Any:
+        raise AssertionError("moved while it was read")
+
+    monkeypatch.setattr(accelerate.data_loader, "send_to_device", moved)
+    base, pairs = write_base(tmp_path / "base"), write_preference(tmp_path / "pairs.jsonl")
+    run("dpo", base, pairs, tmp_path / "dpo", *"--eval_strategy steps --eval_steps 1 --test_split_size 0.25".split())
 
 
 def test_a_number_that_is_asked_for_is_noticed() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -24,6 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from posttrain.batch import PackedBatch
 from posttrain.checkpoint_trainer import CheckpointTrainer
 from posttrain.counts import Counts
+from posttrain.data.ahead import Coming
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.finite import FiniteTrainer
@@ -42,6 +44,9 @@ from posttrain.watch import NotFinite
 
 # Beside a checkpoint's other files, one a process: what a method needs to go on, and what has not been logged yet.
 STATE_FILE = "posttrain_state_{rank}.pt"
+
+# Devices beside which a core is idle.
+READING_AHEAD = {"cuda"}
 
 
 def peak_memory_mib() -> float:
@@ -79,6 +84,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self._record: StepRecord | None = None
+        self._coming: tuple[Iterator[PackedBatch], Coming[list[PackedBatch]]] | None = None
         self._offloading = offloading_from(self.args.device) if method.config.activation_offloading else None
 
     def record_steps(self, record: StepRecord) -> None:
@@ -104,7 +110,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
     ) -> tuple[list[PackedBatch], dict[str, float]]:
         """The micro-batches of one optimizer step, and what their losses are divided by."""
         with leaving_if_lost(self):
-            batches = list(itertools.islice(epoch_iterator, num_batches))
+            batches = self._next_batches(epoch_iterator, num_batches)
         if self._record is not None:
             self._record.batches(batches)
         totals: dict[str, float] = defaultdict(float)
@@ -119,6 +125,27 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
             self.stopping.agree(sums[len(totals) :])
             totals = dict(zip(totals, sums, strict=False))
         return batches, dict(totals)
+
+    def _next_batches(self, batches: Iterator[PackedBatch], number: int) -> list[PackedBatch]:
+        if not self._reads_ahead:
+            return list(itertools.islice(batches, number))
+        coming, self._coming = self._coming, None
+        # Of another epoch nothing comes but its end.
+        found = (
+            list(itertools.islice(batches, number))
+            if coming is None or coming[0] is not batches
+            else coming[1].result()
+        )
+        if found:
+            self._coming = batches, Coming(list(itertools.islice(batches, number)) for _ in range(1))
+        return found
+
+    @property
+    def _reads_ahead(self) -> bool:
+        """Whether a thread puts the next step's batches together while a GPU computes this one. Not where batches are
+        sampled from the policy, where a stream or other processes do so already."""
+        is_stored = isinstance(self.train_dataset, Dataset) and self.args.dataloader_num_workers == 0
+        return is_stored and not self.method.makes_batches and self.args.device.type in READING_AHEAD
 
     def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
         return self.method.complete(inputs.to(self.args.device, non_blocking=True), self.model_wrapped)

@@ -58,6 +58,7 @@ class PolicyMethod(Method):
     """A policy that learns from rewards of what it writes."""
 
     config: PolicyConfig
+    makes_batches = True
     needs_entropy_gradient = False
     kl_in_reward = False
     corrects_sampler = False  # whether the loss wants to know how far another engine was from the policy
