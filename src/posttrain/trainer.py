@@ -130,12 +130,10 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         if not self._reads_ahead:
             return list(itertools.islice(batches, number))
         coming, self._coming = self._coming, None
-        # Of another epoch nothing comes but its end.
-        found = (
-            list(itertools.islice(batches, number))
-            if coming is None or coming[0] is not batches
-            else coming[1].result()
-        )
+        if coming is not None and coming[0] is batches:  # of another epoch nothing comes but its end
+            found = coming[1].result()
+        else:
+            found = list(itertools.islice(batches, number))
         if found:
             self._coming = batches, Coming(list(itertools.islice(batches, number)) for _ in range(1))
         return found
