@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from posttrain.replay import live
+
 
 class DecodingState:
     """What attention remembers between the tokens of a batch of completions. A forward pass over the packed prompts
@@ -89,6 +91,7 @@ class DecodingState:
         self._prompts[layer] = prompts[0], prompts[1]
         self._own[layer] = own[0], own[1]
 
+    @live
     def attend(
         self,
         layer: int,

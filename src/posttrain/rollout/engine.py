@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.decoding import DecodingState
+from posttrain.replay import Replay
 from posttrain.rollout.fallback import generate_padded
 from posttrain.rollout.prepacked import prepacked
-from posttrain.rollout.record import Completions, Record
+from posttrain.rollout.record import Completions, Drawn, Record
 from posttrain.rollout.sampling import Sampling, uniforms
 from posttrain.scoring import Scorer, agrees
 
@@ -96,25 +97,31 @@ def _generate_packed(
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device)
     # Of four dimensions: models take it for a finished mask, and hand it on to attention, which does not read it.
     no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    with attention.masks_from_segments(), prepacked(model, len(prompts) * num_completions):
+    with attention.masks_from_segments(), prepacked(model):
         logits = _prefill(model, prompts, lengths, state, device)
-        tokens = record.draw(logits.repeat_interleave(num_completions, 0))
-        positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)[:, None]
+        tokens = record.add(record.drawn(logits.repeat_interleave(num_completions, 0), record.numbers))
+        positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)
+
+        def step(tokens: torch.Tensor, positions: torch.Tensor, numbers: torch.Tensor) -> Drawn:
+            output = model(
+                input_ids=tokens[:, None],
+                position_ids=positions[:, None],
+                attention_mask=no_mask,
+                decoding=state,
+                use_cache=False,
+            )
+            return record.drawn(output.logits[:, -1], numbers)
+
+        run = Replay(step) if device.type == "cpu" else step
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
                 record.keep(going)
                 state.keep(going)
                 index = torch.from_numpy(going).to(device)
                 tokens, positions = tokens[index], positions[index]
-            output = model(
-                input_ids=tokens[:, None],
-                position_ids=positions + state.step,
-                attention_mask=no_mask,
-                decoding=state,
-                use_cache=False,
-            )
+            drawn = run(tokens, positions + state.step, record.numbers)
             state.step += 1
-            tokens = record.draw(output.logits[:, -1])
+            tokens = record.add(drawn)
 
 
 def _prefill(
