@@ -15,17 +15,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 Tensors = tuple[torch.Tensor, ...]
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-_CHANGES_BY_ITSELF = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded}
+_ALIGNED = 64  # bytes
+_CHANGES_BY_ITSELF = {
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.data_dependent_output,
+    torch.Tag.nondeterministic_seeded,
+}
 
 
 class Replay:
@@ -46,25 +51,29 @@ class Replay:
         if self.refused is not None:
             return self._function(*inputs)
         if [one.shape for one in inputs] != [one.shape for one in self._inputs]:
-            self._record(inputs)
-        else:
-            for held, given in zip(self._inputs, inputs, strict=True):
-                held.copy_(given)
-            for operator, args, kwargs in self._calls:
-                operator(*args, **kwargs)
+            return self._record(inputs)
+        for held, given in zip(self._inputs, inputs, strict=True):
+            held.copy_(given)
+        for operator, args, kwargs in self._calls:
+            operator(*args, **kwargs)
         return tuple(one.clone() for one in self._outputs)
 
-    def _record(self, inputs: Tensors) -> None:
-        self._inputs, self._calls = (), []  # before others are made: their tensors are let go
+    def _record(self, inputs: Tensors) -> Tensors:
+        self._inputs, self._outputs, self._calls = (), (), []  # before others are made: their tensors are let go
         held, recorder = tuple(one.clone() for one in inputs), _Recorder()
         token = _recorder.set(recorder)
         try:
             with recorder:
-                self._outputs = self._function(*held)
+                outputs = self._function(*held)
         finally:
             _recorder.reset(token)
         self.refused = recorder.refused
-        self._inputs, self._calls = held, recorder.calls(held)
+        if self.refused is None:
+            steps = _needed(recorder.steps, held)
+            moved = _moved_together(steps, outputs)
+            self._calls = [_call(step, moved) for step in steps]
+            self._inputs, self._outputs = held, tree_map_only(torch.Tensor, moved, outputs)
+        return outputs
 
 
 def live(function: Function) -> Function:
@@ -82,6 +91,29 @@ def live(function: Function) -> Function:
     return called  # type: ignore[return-value]
 
 
+class _Step(NamedTuple):
+    """An operator or a live function that was called, and the tensors that came out."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    made: list[torch.Tensor]
+
+    @property
+    def is_operator(self) -> bool:
+        return isinstance(self.function, torch._ops.OpOverload)
+
+    def changed(self) -> list[Any]:
+        """The arguments that are changed in place."""
+        if not self.is_operator or not self.function._schema.is_mutable:
+            return []
+        arguments = self.function._schema.arguments
+        given = dict(zip([one.name for one in arguments], self.args, strict=False)) | self.kwargs
+        return [
+            given[one.name] for one in arguments if one.alias_info and one.alias_info.is_write and one.name in given
+        ]
+
+
 class _Recorder(TorchDispatchMode):
     """Runs operators and writes them down."""
 
@@ -89,9 +121,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.refused: str | None = None
         self._paused = False
-        # Operators in their order, with their arguments and what came out. All of it is held until the end, so that no
-        # storage takes the place of another.
-        self._seen: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
+        # All that comes out is held until the end, so that no storage takes the place of another.
+        self.steps: list[_Step] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,59 +131,86 @@ class _Recorder(TorchDispatchMode):
             return result
         made = tree_leaves(result)
         if _CHANGES_BY_ITSELF & set(func.tags) or not all(isinstance(one, torch.Tensor) for one in made):
-            self.refused, self._seen = str(func), []
+            self.refused, self.steps = str(func), []
         else:
-            self._seen.append((func, args, kwargs, made))
+            self.steps.append(_Step(func, args, kwargs, made))
         return result
 
-    def call(self, function: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def call(
+        self, function: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> torch.Tensor:
         """Calls, and keeps the call in place of its operators."""
         self._paused = True
         result = function(*args, **kwargs).contiguous()
         self._paused = False
         if not self.refused:
-            self._seen.append((_Live(function), args, kwargs, [result]))
+            self.steps.append(_Step(function, args, kwargs, [result]))
         return result
 
-    def calls(self, inputs: Tensors) -> list[Call]:
-        """What has to be called for other numbers in the inputs."""
-        varying = _storages(inputs)
-        for func, args, kwargs, _ in self._seen:
-            if not isinstance(func, _Live):
-                varying |= _storages(_written(func, args, kwargs))
-        calls: list[Call] = []
-        for func, args, kwargs, made in self._seen:
-            read, written = _storages((args, kwargs)), _storages(made)
-            if isinstance(func, _Live):
-                calls.append((func.into(made[0]), args, kwargs))
-            elif func._schema.is_mutable:
-                calls.append((func, args, kwargs))
-            elif written <= read or not (read | written) & varying:
-                continue  # views, and what stays as it is
-            else:
-                calls.append(_writing(func, args, kwargs, made))
-            varying |= written
-        return calls
+
+def _needed(steps: Sequence[_Step], inputs: Tensors) -> list[_Step]:
+    """What has to be run for other numbers in the inputs."""
+    changing = _storages((inputs, [step.changed() for step in steps]))
+    needed = []
+    for step in steps:
+        read, written = _storages((step.args, step.kwargs)), _storages(step.made)
+        is_view = step.is_operator and written <= read
+        if not step.is_operator or step.changed() or (not is_view and (read | written) & changing):
+            needed.append(step)
+            changing |= written
+    return needed
 
 
-class _Live:
-    def __init__(self, function: Callable[..., torch.Tensor]):
-        self.function = function
+def _moved_together(steps: Sequence[_Step], outputs: Tensors) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A new place for what the steps make, in one stretch of memory where a result takes the place of one that is not
+    wanted any more: so it stays in the caches, and memory is not much more than without a recording.
 
-    def into(self, held: torch.Tensor) -> Callable[..., Any]:
-        return lambda *args, **kwargs: held.copy_(self.function(*args, **kwargs))
+    Returns:
+        A tensor → the one to use in its place.
+    """
+    last = {storage: i for i, step in enumerate(steps) for storage in _storages((step.args, step.kwargs, step.made))}
+    last |= dict.fromkeys(_storages(outputs), len(steps))
+    places: dict[int, int] = {}  # of a storage, in bytes
+    taken: list[tuple[int, int, int]] = []  # first byte, end, the step that is the last to want it
+    size = 0
+    for i, step in enumerate(steps):
+        taken = [one for one in taken if one[2] >= i]
+        for made in [] if step.changed() else step.made:
+            (storage,), length = _storages(made), -(-made.untyped_storage().nbytes() // _ALIGNED) * _ALIGNED
+            if storage in places:
+                continue
+            start = 0
+            for first, end, _ in sorted(taken):
+                if first - start >= length:
+                    break
+                start = max(start, end)
+            places[storage] = start
+            taken.append((start, start + length, last[storage]))
+            size = max(size, start + length)
+    memory = torch.empty(size, dtype=torch.uint8).untyped_storage()
+
+    @functools.cache
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        (storage,) = _storages(tensor)
+        if storage not in places:
+            return tensor
+        offset = places[storage] // tensor.element_size() + tensor.storage_offset()
+        return torch.empty(0, dtype=tensor.dtype).set_(memory, offset, tensor.size(), tensor.stride())
+
+    return moved
 
 
-def _writing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Sequence[torch.Tensor]) -> Call:
-    """The call of an operator that writes into the tensors that it made before."""
-    variant = _out_variant(func)
+def _call(step: _Step, moved: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+    """What runs a step, its results written into the tensors that are there for them."""
+    function, args, kwargs, made = tree_map_only(torch.Tensor, moved, tuple(step))
+    if step.changed():
+        return function, args, kwargs
+    variant = _out_variant(function) if step.is_operator else None
     if variant is not None and len(variant[1]) == len(made):
         return variant[0], args, kwargs | dict(zip(variant[1], made, strict=True))
-    if len(made) == 1:
-        return (lambda *args, **kwargs: made[0].copy_(func(*args, **kwargs))), args, kwargs
 
     def copied(*args: Any, **kwargs: Any) -> None:
-        for held, one in zip(made, func(*args, **kwargs), strict=True):
+        for held, one in zip(made, tree_leaves(function(*args, **kwargs)), strict=True):
             held.copy_(one)
 
     return copied, args, kwargs
@@ -169,13 +227,6 @@ def _out_variant(func: Any) -> tuple[Any, tuple[str, ...]] | None:
         if given == wanted and len(outs) == len(func._schema.returns):
             return other, tuple(one.name for one in outs)
     return None
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that an operator changes in place."""
-    names = [one.name for one in func._schema.arguments if one.alias_info is not None and one.alias_info.is_write]
-    given = dict(zip([one.name for one in func._schema.arguments], args, strict=False)) | kwargs
-    return [given.get(name) for name in names]
 
 
 def _storages(tree: Any) -> set[int]:

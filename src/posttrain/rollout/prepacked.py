@@ -1,8 +1,9 @@
 """Weights laid out for many small products, for as long as a CPU samples.
 
-A step of sampling multiplies a few dozen rows by every weight of the model. A linear layer holds its weight as (outputs,
-inputs), which a product with few rows has to turn around each time; here it is turned once. And layers that are given
-the same rows one after the other, as those of queries, keys and values are, become one product, which is cut up.
+A step of sampling multiplies a few dozen rows by every weight of the model. A linear layer holds its weight as
+(outputs, inputs), which a product with few rows has to turn around each time; here it is turned once. And layers that
+are given the same rows one after the other, as those of queries, keys and values are, become one product, which is cut
+up.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class _Product:
         self._weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous()
         self._bias: torch.Tensor | None = None
         if any(layer.bias is not None for layer in layers):
-            biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+            biases = [
+                layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers
+            ]
             self._bias = torch.cat([bias.detach() for bias in biases])
         self._sizes = [len(layer.weight) for layer in layers]
         self._place = {layer: place for place, layer in enumerate(layers)}
