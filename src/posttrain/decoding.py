@@ -12,7 +12,9 @@ Here R is the number of completions that have not left the batch, P that of the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,29 +116,28 @@ class DecodingState:
         Returns:
             (R, 1, heads, E).
         """
-        rows, heads, _, size = query.shape
+        heads, size = query.shape[1], query.shape[3]
         key_heads, (prompts, places) = key.shape[1], self._shape
-        together, apart = prompts * key_heads, prompts * key_heads * places
-        now, group = self.step + 1, heads // key_heads
+        together, apart, group = prompts * key_heads, prompts * key_heads * places, heads // key_heads
+        now = self.step + 1
         keys, values = self._own[layer]
         for held, new in ((keys, key), (values, value)):
-            column = held[:, self.step].view(prompts, key_heads, places, 1, -1)
-            column.copy_(self._placed(new))
+            held.view(prompts, key_heads, places, -1, new.shape[3])[:, :, :, self.step].copy_(self._placed(new, 1))
         first = 0 if window is None else max(0, now - window)
         keys, values = keys[:, first:now], values[:, first:now]
         # A prompt's columns end where the row's own begin.
         shared = self._width if window is None else min(self._width, max(0, window - now))
-        with torch.autocast(query.device.type, enabled=False):
-            query = self._placed(query.to(keys.dtype).reshape(rows, key_heads, group, size)).reshape(together, -1, size)
-            scores = _scores(query.reshape(apart, group, size), keys)
+        with _without_autocast(query.device.type):
+            query = self._placed(query.to(keys.dtype), group).reshape(together, places * group, size)
+            scores = _scores(query.view(apart, group, size), keys)
             if shared:
                 prompt_keys, prompt_values = self._prompts[layer]
                 if shared < self._width:
                     prompt_keys, prompt_values = prompt_keys[:, -shared:], prompt_values[:, -shared:]
-                prompt_scores = _scores(query, prompt_keys).view(prompts, key_heads, -1, shared)
+                prompt_scores = _scores(query, prompt_keys)
                 if self._bias is not None:
-                    prompt_scores += self._bias[..., -shared:]
-                scores = torch.cat([prompt_scores.view(apart, group, shared), scores], dim=-1)
+                    prompt_scores.view(prompts, key_heads, -1, shared).add_(self._bias[..., -shared:])
+                scores = torch.cat((prompt_scores.view(apart, group, shared), scores), -1)
             weights = scores.mul_(size**-0.5 if scaling is None else scaling).softmax(-1).to(values.dtype)
             output = torch.bmm(weights[..., shared:], values)
             if shared:
@@ -145,11 +146,12 @@ class DecodingState:
         output = output.view(prompts, key_heads, places, group, -1).transpose(1, 2).reshape(prompts * places, heads, -1)
         return (output if self._moves is None else output.index_select(0, self._moves[1]))[:, None]
 
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(R, key heads, n, D) → (P, key heads, places, n, D)."""
+    def _placed(self, tensor: torch.Tensor, group: int) -> torch.Tensor:
+        """(R, key heads · group, 1, n) → (P, key heads, places, group, n), or without the group where it is 1."""
         if self._moves is not None:
             tensor = tensor.index_select(0, self._moves[0])
-        return tensor.view(*self._shape, *tensor.shape[1:]).transpose(1, 2)
+        sizes = (group, tensor.shape[3]) if group > 1 else (tensor.shape[3],)
+        return tensor.view(*self._shape, -1, *sizes).transpose(1, 2)
 
     def keep(self, rows: np.ndarray) -> None:
         """Lets all other rows leave.
@@ -183,6 +185,10 @@ def _held(tensor: torch.Tensor) -> torch.Tensor:
     """In the type in which it is kept and multiplied: layers hand out float32 inside autocast too."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

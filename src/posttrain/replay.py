@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 Tensors = tuple[torch.Tensor, ...]
+Result = TypeVar("Result", bound=tuple[torch.Tensor, ...])
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 _ALIGNED = 64  # bytes
@@ -33,21 +34,21 @@ _CHANGES_BY_ITSELF = {
 }
 
 
-class Replay:
+class Replay(Generic[Result]):
     """The function, faster from its second call on; recorded anew where the shapes of its inputs have changed.
 
     Args:
         function: of tensors to tensors. What else it reads must stay where it is; it may be changed in place.
     """
 
-    def __init__(self, function: Callable[..., Tensors]):
+    def __init__(self, function: Callable[..., Result]):
         self._function = function
         self._inputs: Tensors = ()
-        self._outputs: Tensors = ()
+        self._outputs: Result | None = None
         self._calls: list[Call] = []
         self.refused: str | None = None  # what cannot be recorded
 
-    def __call__(self, *inputs: torch.Tensor) -> Tensors:
+    def __call__(self, *inputs: torch.Tensor) -> Result:
         if self.refused is not None:
             return self._function(*inputs)
         if [one.shape for one in inputs] != [one.shape for one in self._inputs]:
@@ -56,10 +57,10 @@ class Replay:
             held.copy_(given)
         for operator, args, kwargs in self._calls:
             operator(*args, **kwargs)
-        return tuple(one.clone() for one in self._outputs)
+        return tree_map_only(torch.Tensor, torch.clone, self._outputs)
 
-    def _record(self, inputs: Tensors) -> Tensors:
-        self._inputs, self._outputs, self._calls = (), (), []  # before others are made: their tensors are let go
+    def _record(self, inputs: Tensors) -> Result:
+        self._inputs, self._outputs, self._calls = (), None, []  # before others are made: their tensors are let go
         held, recorder = tuple(one.clone() for one in inputs), _Recorder()
         token = _recorder.set(recorder)
         try:
