@@ -43,7 +43,19 @@ LAYERS = [
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"},
-    {"batch", "attention", "shared_prefix", "decoding", "replay", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
+    {
+        "batch",
+        "attention",
+        "shared_prefix",
+        "decoding",
+        "replay",
+        "logprobs",
+        "sharding",
+        "cache",
+        "checkpoints",
+        "disk",
+        "runs",
+    }
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
     | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout", "waiting", "loading", "packages"},
 ]

@@ -4,7 +4,8 @@ A prompt's keys are held once for all of its completions, and each completion's 
 Prompts of different lengths end at the same column, so that all completions stand at one distance from all of them:
 a sliding window is then a slice of columns, the same for every row.
 
-Held for each layer, in elements of the model's type (of autocast's, inside of it):
+Held for each layer, in elements of the model's type (of autocast's, inside of it; half precision on a CPU is held in
+float32, in which its many small products take a fraction of the time):
     (P · longest prompt + P · G · max_new_tokens) · key heads · (key size + value size)
 
 Here R is the number of completions that have not left the batch, P that of the prompts that they continue.
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 
 from posttrain.replay import live
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class DecodingState:
@@ -122,14 +125,17 @@ class DecodingState:
         now = self.step + 1
         keys, values = self._own[layer]
         for held, new in ((keys, key), (values, value)):
-            held.view(prompts, key_heads, places, -1, new.shape[3])[:, :, :, self.step].copy_(self._placed(new, 1))
+            held.view(prompts, key_heads, places, -1, new.shape[3])[:, :, :, self.step].copy_(
+                self._placed(_held(new), 1)
+            )
         first = 0 if window is None else max(0, now - window)
         keys, values = keys[:, first:now], values[:, first:now]
         # A prompt's columns end where the row's own begin.
         shared = self._width if window is None else min(self._width, max(0, window - now))
+        query, kind = _held(query), _rounded(query).dtype
         with _without_autocast(query.device.type):
-            query = self._placed(query.to(keys.dtype), group).reshape(together, places * group, size)
-            scores = _scores(query.view(apart, group, size), keys)
+            query = self._placed(query, group).reshape(together, places * group, size)
+            scores = _scores(query.reshape(apart, group, size), keys)
             if shared:
                 prompt_keys, prompt_values = self._prompts[layer]
                 if shared < self._width:
@@ -143,7 +149,12 @@ class DecodingState:
             if shared:
                 weights = weights.view(together, places * group, -1)[..., :shared]
                 output.view(together, places * group, -1).baddbmm_(weights, prompt_values)
-        output = output.view(prompts, key_heads, places, group, -1).transpose(1, 2).reshape(prompts * places, heads, -1)
+        output = (
+            output.to(kind)
+            .view(prompts, key_heads, places, group, -1)
+            .transpose(1, 2)
+            .reshape(prompts * places, heads, -1)
+        )
         return (output if self._moves is None else output.index_select(0, self._moves[1]))[:, None]
 
     def _placed(self, tensor: torch.Tensor, group: int) -> torch.Tensor:
@@ -181,10 +192,16 @@ class DecodingState:
             self._bias = self._bias[torch.from_numpy(stay).to(device)]
 
 
-def _held(tensor: torch.Tensor) -> torch.Tensor:
-    """In the type in which it is kept and multiplied: layers hand out float32 inside autocast too."""
+def _rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """In the type of the model: layers hand out float32 inside autocast too."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def _held(tensor: torch.Tensor) -> torch.Tensor:
+    """In the type in which it is kept and multiplied."""
+    rounded = _rounded(tensor)
+    return rounded.float() if rounded.device.type == "cpu" and rounded.dtype in _HALF else rounded
 
 
 def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
@@ -193,7 +210,7 @@ def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
 
 def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """(b, n, D), (b, k, D) → (b, n, k), float32 for half precision: a softmax over scores in that would lose digits."""
-    if query.dtype not in (torch.float16, torch.bfloat16):
+    if query.dtype not in _HALF:
         return torch.bmm(query, key.transpose(1, 2))
     if query.is_cuda:
         return torch.bmm(query, key.transpose(1, 2), out_dtype=torch.float32)

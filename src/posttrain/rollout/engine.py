@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Rows that have ended leave when at most this share is left: each time, what is held of the others is moved.
 _LEAVE_AT = 0.8
+# A step is recorded where its logits are no more than this (16 MiB in float32).
+_MOST_LOGITS = 2**22
 
 
 class Engine:
@@ -112,7 +114,10 @@ def _generate_packed(
             )
             return record.drawn(output.logits[:, -1], numbers)
 
-        run = Replay(step) if device.type == "cpu" else step
+        # On a CPU small operators cost more time between them than in them; large ones do not, and recording holds
+        # them all for a moment.
+        is_small = device.type == "cpu" and logits.shape[-1] * state.num_rows <= _MOST_LOGITS
+        run = Replay(step) if is_small else step
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
                 record.keep(going)
