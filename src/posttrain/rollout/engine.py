@@ -21,6 +21,7 @@ from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.compiled import as_written
 from posttrain.decoding import DecodingState
+from posttrain.replay import Replay
 from posttrain.rollout.captured import Captured
 from posttrain.rollout.fallback import generate_padded
 from posttrain.rollout.prepacked import prepacked
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Rows that have ended leave when at most this share is left: each time, what is held of the others is moved.
 _LEAVE_AT = 0.8
+# A step is recorded where its logits are no more than this (16 MiB in float32).
+_MOST_LOGITS = 2**22
 
 # Devices that can run a step as a captured graph.
 _CAPTURING = {"cuda"}
@@ -103,7 +106,7 @@ def _generate_packed(
     lengths = [len(prompt) for prompt in prompts]
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device, static=captures)
     no_mask = attention.no_mask(device)
-    with attention.masks_from_segments(), prepacked(model, len(prompts) * num_completions):
+    with attention.masks_from_segments(), prepacked(model):
         logits = _prefill(model, prompts, lengths, state, device)
         tokens = record.add(record.drawn(logits.repeat_interleave(num_completions, 0), record.numbers))
         positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)
@@ -119,7 +122,12 @@ def _generate_packed(
             )
             return record.drawn(output.logits[:, -1], numbers)
 
-        run: Callable[..., Any] = Captured(step, lambda: state.columns) if captures else step
+        # On a CPU small operators cost more time between them than in them; large ones do not, and recording holds
+        # them all for a moment.
+        is_small = device.type == "cpu" and logits.shape[-1] * state.num_rows <= _MOST_LOGITS
+        run: Callable[..., Any] = Replay(step) if is_small else step
+        if captures:
+            run = Captured(step, lambda: state.columns)
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
                 record.keep(going)
