@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from posttrain import attention
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.logprobs import TargetHead, TokenStatistics, statistics_from_logits
+from posttrain.recurring_sizes import compiles_for_sizes, filled
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, packed: bool = True, adopt_head: bool = True):
         self.packed = False
         self.head: TargetHead | None = None
+        self._dtype = model.dtype
+        # The router loss of a mixture of experts counts every token of the row.
+        self._may_fill = not getattr(model.config, "output_router_logits", False)
         trial = trial_batch(model.config.get_text_config().vocab_size).to(model.device)
         was_training = model.training
         model.eval()
@@ -71,11 +75,7 @@ class Scorer:
             with_entropy_gradient: whether the entropy is part of a loss.
         """
         if self.packed:
-            inputs = {
-                "input_ids": batch.input_ids[None],
-                "position_ids": batch.position_ids[None],
-                "segments": batch.segments,
-            }
+            inputs = packed_inputs(batch, self._dtype, self._may_fill)
             index = batch.target_positions
         else:
             rows = batch.padded()
@@ -96,6 +96,20 @@ class Scorer:
         logprobs, entropy, is_argmax, mean_logit, log_collision = table.unbind(1)
         router_loss = getattr(output, "aux_loss", None)
         return TokenStatistics(logprobs, entropy, is_argmax, mean_logit, log_collision, router_loss)
+
+
+def packed_inputs(batch: PackedBatch, dtype: torch.dtype, may_fill: bool = True) -> dict[str, Any]:
+    """What a model is called with that attends by segments.
+
+    Args:
+        batch: on the model's device.
+        dtype: of the model's weights.
+        may_fill: whether tokens that do not count may stand behind the row.
+    """
+    ids, positions, segments = batch.input_ids, batch.position_ids, batch.segments
+    if may_fill and compiles_for_sizes(ids.device, dtype):
+        ids, positions, segments = filled(batch)
+    return {"input_ids": ids[None], "position_ids": positions[None], "segments": segments}
 
 
 def trial_batch(vocab_size: int) -> PackedBatch:
