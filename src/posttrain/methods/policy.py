@@ -25,7 +25,7 @@ from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
 from posttrain.losses.advantages import Advantages, zero_variance_groups
 from posttrain.methods import Method
-from posttrain.reference import Reference, SyncReference
+from posttrain.reference import Reference, SyncReference, mixed_precision
 from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.completions import SHOWN, completions_table, show_completions, write_completions
 from posttrain.rollout.engines import Policy, check_engine, make_engine, policy_for, sampling_of
@@ -141,7 +141,8 @@ class PolicyMethod(Method):
             self.reference = Reference(self.scorer)
         elif config.beta:
             packed = config.attn_implementation is None
-            self.reference = Reference.frozen_copy(model, device, packed, spreads_weights(arguments))
+            spread, half = spreads_weights(arguments), mixed_precision(arguments)
+            self.reference = Reference.frozen_copy(model, device, packed, spread, half)
         self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
 
