@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from families import make
+from tiny import curve, run, write_base, write_preference
 from torch import nn
 
 from posttrain import attention
@@ -136,6 +138,26 @@ def test_attention_is_computed_in_float32(kind: str) -> None:
     exact = _attend_per_segment(query.float(), key.float(), value.float(), segments, None, 0.0, None)
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, exact.bfloat16())
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU trains in float32")
+@pytest.mark.parametrize("words", [[], ["--use_peft", "--lora_target_modules", "q_proj"]])
+def test_rows_are_filled_up_in_a_run_with_mixed_precision(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the policy, and those of the reference, which is rounded as it is: no pair has a margin at first."""
+    seen: list[int] = []
+
+    def noted(row: PackedBatch) -> Any:
+        ids, positions, segments = filled(row)
+        seen.append(len(ids))
+        return ids, positions, segments
+
+    monkeypatch.setattr("posttrain.scoring.filled", noted)
+    base, rows = write_base(tmp_path / "base"), write_preference(tmp_path / "rows.jsonl")
+    state = run("dpo", base, rows, tmp_path / "out", "--bf16", "true", "--max_steps", "1", *words)
+    assert len(seen) == 2 and seen[0] == seen[1] and seen[0] % MULTIPLE == 0
+    assert curve(state, "loss", "rewards/margins") == [[pytest.approx(0.693147, abs=1e-6), 0]]
 
 
 def test_noise_on_embeddings_of_a_row_that_is_filled_up() -> None:

@@ -193,13 +193,6 @@ def test_precomputed_reference_is_that_of_the_reference_model(
         run("dpo", base, data, tmp_path / "c", "--precompute_ref_log_probs")  # another reference: the policy itself
 
 
-def test_in_mixed_precision_policy_and_reference_are_rounded_alike(base: Path, tmp_path: Path) -> None:
-    """At the first step both are one model, and no pair has a margin: a reference in float32 would give it one."""
-    data = write_preference(tmp_path / "rows.jsonl")
-    state = run("dpo", base, data, tmp_path / "out", "--bf16", "true", "--max_steps", "1", *geometry(16, 1))
-    assert curve(state, "loss", "rewards/margins") == [[pytest.approx(0.693147, abs=1e-6), 0]]
-
-
 def test_sync_moves_the_reference(base: Path, tmp_path: Path) -> None:
     """With the whole policy copied after every step, policy and reference agree at the start of each step."""
     data = write_preference(tmp_path / "rows.jsonl")

@@ -54,7 +54,7 @@ class DPO(Method):
         elif config.precompute_ref_log_probs:
             self.reference = Reference(scorer, model.eval(), half)
         elif config.use_peft:
-            self.reference = Reference(scorer)
+            self.reference = Reference(scorer, autocast=half)
         else:
             self.reference = Reference.frozen_copy(model, device, packed, spread, half)
         if not config.precompute_ref_log_probs:

@@ -137,11 +137,11 @@ class PolicyMethod(Method):
     ) -> list[Dataset]:
         config, device = self.config, arguments.device
         self.engine = make_engine(config, model, self.scorer, arguments)
+        half = mixed_precision(arguments)
         if config.beta and config.use_peft:
-            self.reference = Reference(self.scorer)
+            self.reference = Reference(self.scorer, autocast=half)
         elif config.beta:
-            packed = config.attn_implementation is None
-            spread, half = spreads_weights(arguments), mixed_precision(arguments)
+            packed, spread = config.attn_implementation is None, spreads_weights(arguments)
             self.reference = Reference.frozen_copy(model, device, packed, spread, half)
         self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
@@ -312,7 +312,8 @@ class PolicyMethod(Method):
         """A forward pass of the policy as it is now, without dropout."""
         was_training = trainer.model_wrapped.training
         trainer.model_wrapped.eval()
-        statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
+        with trainer.accelerator.autocast():  # as in PostTrainer.score
+            statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
         trainer.model_wrapped.train(was_training)
         return statistics
 
