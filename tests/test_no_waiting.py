@@ -79,11 +79,12 @@ def scorer_of(method: str) -> tuple[PreTrainedModel, Any]:
     if method == "reward":
         scorer: Any = object.__new__(RewardScorer)
         scorer.packed = scorer.has_head = True
+        scorer._dtype = model.dtype
         scorer._options = {"use_cache": False}
         model.score.__class__ = ScoreHead
     else:
         scorer = object.__new__(Scorer)
-        scorer.packed, scorer._config = True, model.config
+        scorer.packed, scorer._config, scorer._dtype = True, model.config, model.dtype
         scorer.head = TargetHead.adopt(model.get_output_embeddings())
     return model, scorer
 
@@ -121,6 +122,7 @@ def trainer_of(method: str, words: list[str]) -> Any:
     trainer.method = METHODS[method](parse_command_line(method, flags)[0])
     trainer.router_loss_coef, trainer._counts, trainer.model_wrapped = None, Counts(), None
     trainer.args = SimpleNamespace(world_size=1, device=torch.device("meta"))
+    trainer.accelerator = SimpleNamespace(autocast=contextlib.nullcontext)
     return trainer
 
 

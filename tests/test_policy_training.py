@@ -257,6 +257,13 @@ def test_lora_and_reference(base: Path, prompts: Path, tmp_path: Path) -> None:
         assert (tmp_path / method / "adapter_model.safetensors").is_file()
 
 
+def test_in_mixed_precision_policy_and_reference_are_rounded_alike(base: Path, prompts: Path, tmp_path: Path) -> None:
+    """At the first step both are one model, and the reward is not lowered by their rounding."""
+    extra = ["--beta", "0.1", "--bf16", "true", "--max_steps", "1"]
+    state = run_policy("rloo", base, prompts, tmp_path / "out", *extra)
+    assert curve(state, "kl") == [[0]]
+
+
 def test_evaluation_has_settings_of_its_own(base: Path, prompts: Path, tmp_path: Path) -> None:
     extra = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--learning_rate", "0"]
     extra += ["--eval_max_completion_length", "3", "--num_generations_eval", "1", "--eval_temperature", "0"]

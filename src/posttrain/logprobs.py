@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from posttrain.recurring_sizes import compiles_for_sizes, num_filling
+
 # Logits worked on at once, in the forward and in the backward pass. Forward, a CPU passes some ten times over what its
 # caches should hold (1 MiB in float32); backward, few times, but each time over the whole gradient of the head. A GPU
 # wants matrices that fill it (256 MiB).
@@ -241,10 +243,15 @@ class TargetHead(nn.Linear):
         if self._asked.request is None:
             return super().forward(hidden)
         index, targets, temperature, with_entropy_gradient = self._asked.request
+        count = len(index)
+        if count and compiles_for_sizes(hidden.device, self.weight.dtype):
+            again = torch.zeros(num_filling(count), dtype=torch.int64)  # the first target, and nobody looks
+            index, targets = torch.cat([index, index[again]]), torch.cat([targets, targets[again]])
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
-        return self._asked.statistics(
+        statistics = self._asked.statistics(
             rows, self.weight, self.bias, targets, temperature, with_entropy_gradient=with_entropy_gradient
-        )[None]
+        )
+        return statistics[None, :count]
 
 
 def statistics_from_logits(logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -166,6 +166,12 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
 
     # -- loss
 
+    def score(self, model: nn.Module, batch: PackedBatch) -> Any:
+        """What the scorer says of a batch, in mixed precision from its first line on: the wrapped model switches that
+        on for itself alone, when its inputs have been made."""
+        with self.accelerator.autocast():
+            return self.scorer(model, batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -174,7 +180,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         num_items_in_batch: dict[str, float] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """This micro-batch's share of the step's loss; shares of all micro-batches and ranks add up to the loss."""
-        statistics = self.scorer(model, inputs)
+        statistics = self.score(model, inputs)
         loss = self.method.loss(inputs, statistics)
         totals = num_items_in_batch or self.method.weights(inputs)
         # A step without a single target has sums of 0, and nothing to divide them by.
@@ -329,7 +335,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self.not_finite = NotFinite()
         for inputs in dataloader:
             batch = self._prepare_inputs(inputs)
-            loss = self.method.loss(batch, self.scorer(model, batch))
+            loss = self.method.loss(batch, self.score(model, batch))
             weights = self.method.weights(batch)
             for i, term in enumerate(loss.terms):
                 names.append(f"term {i}")

@@ -25,7 +25,7 @@ from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
 from posttrain.losses.advantages import Advantages, zero_variance_groups
 from posttrain.methods import Method
-from posttrain.reference import Reference, SyncReference
+from posttrain.reference import Reference, SyncReference, mixed_precision
 from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.completions import SHOWN, completions_table, show_completions, write_completions
 from posttrain.rollout.engines import Policy, check_engine, make_engine, policy_for, sampling_of
@@ -138,11 +138,12 @@ class PolicyMethod(Method):
     ) -> list[Dataset]:
         config, device = self.config, arguments.device
         self.engine = make_engine(config, model, self.scorer, arguments)
+        half = mixed_precision(arguments)
         if config.beta and config.use_peft:
-            self.reference = Reference(self.scorer)
+            self.reference = Reference(self.scorer, autocast=half)
         elif config.beta:
-            packed = config.attn_implementation is None
-            self.reference = Reference.frozen_copy(model, device, packed, spreads_weights(arguments))
+            packed, spread = config.attn_implementation is None, spreads_weights(arguments)
+            self.reference = Reference.frozen_copy(model, device, packed, spread, half)
         self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
 
@@ -312,7 +313,8 @@ class PolicyMethod(Method):
         """A forward pass of the policy as it is now, without dropout."""
         was_training = trainer.model_wrapped.training
         trainer.model_wrapped.eval()
-        statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
+        with trainer.accelerator.autocast():  # as in PostTrainer.score
+            statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
         trainer.model_wrapped.train(was_training)
         return statistics
 
