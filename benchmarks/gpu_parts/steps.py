@@ -57,13 +57,12 @@ def flags_of(method: str, setting: Setting, material: Path, output: Path, more: 
         "report_to": "none",
         "disable_tqdm": "true",
     }
-    if torch.cuda.is_available():
-        given["bf16"] = "true"
+    given |= {"bf16": "true"} if torch.cuda.is_available() else {"bf16": "false", "use_cpu": "true"}
     if method == "sft":
         given |= {"max_length": setting.row, "packing": "true", "per_device_train_batch_size": setting.rows}
     elif method in ("dpo", "reward"):
         given |= {"max_length": 2 * setting.longest, "per_device_train_batch_size": setting.pairs}
-        given["gradient_checkpointing"] = "false"
+        given |= {"gradient_checkpointing": "false", "train_sampling_strategy": "sequential"}
     else:
         given |= {
             "per_device_train_batch_size": setting.step_prompts * setting.group,
@@ -153,6 +152,9 @@ def beside(method: str, setting: Setting, material: Path, seconds: float, python
     if python is not None:
         found["trl"] = peer(method, setting, material, seconds / 2, python)
         found["times as fast"] = found["trl"]["seconds a step"] / found["posttrain"]["seconds a step"]
+        if method in ("dpo", "reward"):  # the others train on what they draw
+            pairs = zip(found["posttrain"]["losses"], found["trl"]["losses"], strict=True)
+            found["losses differ by"] = max(abs(a - b) / abs(b) for a, b in pairs)
         if "peak memory, MiB" in found["trl"]:
             found["share of its memory"] = found["posttrain"]["peak memory, MiB"] / found["trl"]["peak memory, MiB"]
     return found

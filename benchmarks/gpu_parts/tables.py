@@ -58,6 +58,8 @@ def _steps(done: dict[str, Any]) -> list[str]:
             if "times as fast" in found:
                 memory = found.get("share of its memory")
                 beside = "" if memory is None else f", {memory:.2f}× the memory"
+                if "losses differ by" in found:
+                    beside += f", losses within {found['losses differ by']:.1e}"
                 notes.append(f"{name}: {found['times as fast']:.2f}× as fast as trl{beside}")
     if not rows:
         return []
