@@ -176,18 +176,20 @@ def tell(steps: Steps, dtype: torch.dtype) -> None:
     for (kind, name), times in sorted(by_name.items(), key=lambda pair: -sum(pair[1]))[:24]:
         title = f"{kind}: {name}"
         print(f"{title:<64}{sum(times) / steps.timed * 1e3:>12.2f}{len(times) / steps.timed:>14.0f}")
-    print(f"\n{'product':<28}{'ms a step':>12}{'calls a step':>14}{'GFLOP/s':>10}{'alone':>10}")
+    print(
+        f"\n{'product':<24}{'ms a step':>12}{'calls a step':>14}{'first, ms':>12}{'then':>8}{'GFLOP/s':>10}{'alone':>8}"
+    )
     total = [0.0, 0.0, 0.0]
     for shape, times in sorted(products.items(), key=lambda pair: -sum(pair[1])):
         flop, alone = 2 * shape[0] * shape[1] * shape[2], seconds_alone(shape, dtype)
         total = [total[0] + sum(times), total[1] + flop * len(times), total[2] + alone * len(times)]
         if sum(times) > 0.02 * sum(by_kind["products"]):
-            name = " × ".join(map(str, shape))
-            rates = f"{flop * len(times) / sum(times) / 1e9:>10.0f}{flop / alone / 1e9:>10.0f}"
-            print(f"{name:<28}{sum(times) / steps.timed * 1e3:>12.2f}{len(times) / steps.timed:>14.0f}{rates}")
+            name, then = " × ".join(map(str, shape)), statistics.median(times[1:] or times)
+            rates = f"{times[0] * 1e3:>12.2f}{then * 1e3:>8.2f}{flop / then / 1e9:>10.0f}{flop / alone / 1e9:>8.0f}"
+            print(f"{name:<24}{sum(times) / steps.timed * 1e3:>12.2f}{len(times) / steps.timed:>14.1f}{rates}")
     if total[0]:
-        rates = f"{total[1] / total[0] / 1e9:>10.0f}{total[1] / total[2] / 1e9:>10.0f}"
-        print(f"{'all':<28}{total[0] / steps.timed * 1e3:>12.2f}{'':>14}{rates}")
+        rates = f"{total[1] / total[0] / 1e9:>10.0f}{total[1] / total[2] / 1e9:>8.0f}"
+        print(f"{'all':<24}{total[0] / steps.timed * 1e3:>12.2f}{'':>34}{rates}")
 
 
 def main() -> None:
