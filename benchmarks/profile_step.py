@@ -125,8 +125,8 @@ def is_operator(event: Any) -> bool:
     return "::" in event.name and not event.name.startswith("autograd::")
 
 
-def operations(event: Any) -> tuple[tuple[int, ...], int]:
-    """(rows, inner, columns) of a product, and the operations that it takes."""
+def shape_of(event: Any) -> tuple[int, int, int]:
+    """(rows, inner, columns) of a product."""
     shapes = [tuple(shape) for shape in event.input_shapes if len(shape) > 1]
     first, second = shapes[-2:]
     inner = first[-1]
@@ -134,10 +134,10 @@ def operations(event: Any) -> tuple[tuple[int, ...], int]:
     rows = 1
     for size in first[:-1]:
         rows *= size
-    return (rows, inner, columns), 2 * rows * inner * columns
+    return rows, inner, columns
 
 
-def seconds_alone(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+def seconds_alone(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
     """The time of a product by itself: the least of several, operands in the caches as far as they fit."""
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
@@ -160,13 +160,13 @@ def tell(steps: Steps, dtype: torch.dtype) -> None:
     events = [event for event in steps.profiler.events() if is_operator(event)]
     by_kind: dict[str, list[float]] = defaultdict(list)
     by_name: dict[tuple[str, str], list[float]] = defaultdict(list)
-    products: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    products: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for event in events:
         kind, seconds = kind_of(event), event.self_cpu_time_total / 1e6
         by_kind[kind].append(seconds)
         by_name[kind, event.name].append(seconds)
         if kind == "products" and event.input_shapes:
-            products[operations(event)[0]].append(seconds)
+            products[shape_of(event)].append(seconds)
     by_kind["between operators"] = [steps.profiled - sum(sum(times) for times in by_kind.values())]
     print(f"\n{'kind':<28}{'share':>8}{'ms a step':>12}{'calls a step':>14}")
     for kind, times in sorted(by_kind.items(), key=lambda pair: -sum(pair[1])):
@@ -176,18 +176,26 @@ def tell(steps: Steps, dtype: torch.dtype) -> None:
     for (kind, name), times in sorted(by_name.items(), key=lambda pair: -sum(pair[1]))[:24]:
         title = f"{kind}: {name}"
         print(f"{title:<64}{sum(times) / steps.timed * 1e3:>12.2f}{len(times) / steps.timed:>14.0f}")
-    print(f"\n{'product':<28}{'ms a step':>12}{'calls a step':>14}{'GFLOP/s':>10}{'alone':>10}")
-    total = [0.0, 0.0, 0.0]
+    tell_products(products, steps.timed, dtype)
+
+
+def tell_products(products: dict[tuple[int, int, int], list[float]], steps: int, dtype: torch.dtype) -> None:
+    """Prints what products of each shape took, the first of them and the median of the others, and their rate beside
+    that of the same product by itself."""
+    heads = f"{'ms a step':>12}{'calls a step':>14}{'first, ms':>12}{'then':>8}{'GFLOP/s':>10}{'alone':>8}"
+    print(f"\n{'product':<24}{heads}")
+    all_seconds = sum(sum(times) for times in products.values())
+    flops, seconds_of_all_alone = 0, 0.0
     for shape, times in sorted(products.items(), key=lambda pair: -sum(pair[1])):
         flop, alone = 2 * shape[0] * shape[1] * shape[2], seconds_alone(shape, dtype)
-        total = [total[0] + sum(times), total[1] + flop * len(times), total[2] + alone * len(times)]
-        if sum(times) > 0.02 * sum(by_kind["products"]):
-            name = " × ".join(map(str, shape))
-            rates = f"{flop * len(times) / sum(times) / 1e9:>10.0f}{flop / alone / 1e9:>10.0f}"
-            print(f"{name:<28}{sum(times) / steps.timed * 1e3:>12.2f}{len(times) / steps.timed:>14.0f}{rates}")
-    if total[0]:
-        rates = f"{total[1] / total[0] / 1e9:>10.0f}{total[1] / total[2] / 1e9:>10.0f}"
-        print(f"{'all':<28}{total[0] / steps.timed * 1e3:>12.2f}{'':>14}{rates}")
+        flops, seconds_of_all_alone = flops + flop * len(times), seconds_of_all_alone + alone * len(times)
+        if sum(times) > 0.02 * all_seconds:
+            name, then = " × ".join(map(str, shape)), statistics.median(times[1:] or times)
+            rates = f"{times[0] * 1e3:>12.2f}{then * 1e3:>8.2f}{flop / then / 1e9:>10.0f}{flop / alone / 1e9:>8.0f}"
+            print(f"{name:<24}{sum(times) / steps * 1e3:>12.2f}{len(times) / steps:>14.1f}{rates}")
+    if products:
+        rates = f"{flops / all_seconds / 1e9:>10.0f}{flops / seconds_of_all_alone / 1e9:>8.0f}"
+        print(f"{'all':<24}{all_seconds / steps * 1e3:>12.2f}{'':>34}{rates}")
 
 
 def main() -> None:

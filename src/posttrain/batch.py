@@ -51,6 +51,10 @@ class Segments:
             for length, parent in zip(self.lengths, self.parents, strict=True)
         )
 
+    def with_document(self, length: int) -> Segments:
+        """The same with another segment behind, that has no parent; masks that have been made are shared."""
+        return Segments((*self.lengths, length), (*self.parents, NO_PARENT), self._masks)
+
     def mask(self, query_length: int, key_length: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Causal mask aligned at the bottom right, True = attends; (query_length, key_length), shared by all layers."""
         key = (query_length, key_length, window)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from posttrain.batch import NO_PARENT, PackedBatch, Segments
+from posttrain.batch import PackedBatch, Segments
 
 MULTIPLE = 64
 
@@ -46,5 +46,4 @@ def filled(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, Segments]:
     if missing == 0:
         return ids, positions, segments
     nothing = ids.new_zeros(missing)
-    behind = Segments((*segments.lengths, missing), (*segments.parents, NO_PARENT), segments._masks)
-    return torch.cat([ids, nothing]), torch.cat([positions, nothing]), behind
+    return torch.cat([ids, nothing]), torch.cat([positions, nothing]), segments.with_document(missing)
