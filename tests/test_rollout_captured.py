@@ -112,6 +112,8 @@ def test_rows_that_are_looked_for_now_and_then(graphs: list[Graph], monkeypatch:
 
 def test_a_model_that_cannot_be_captured_samples_without(graphs: list[Graph], caplog: pytest.LogCaptureFixture) -> None:
     model, _, engine = parts("qwen2")
+    assert engine.captures and graphs  # as it was tried at loading
+    graphs.clear()
     attend = model.model.layers[1].self_attn.forward
 
     def waits(*args: Any, **kwargs: Any) -> Any:
@@ -126,6 +128,18 @@ def test_a_model_that_cannot_be_captured_samples_without(graphs: list[Graph], ca
     assert not graphs
     told = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
     assert told == ["Sampling goes on without CUDA graphs: operation not permitted when stream is capturing"]
+
+
+def test_what_a_trial_refuses_or_finds_wrong_is_not_captured(
+    graphs: list[Graph], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Graph, "replay", lambda self: None)  # replays that give the first numbers again
+    model, _, engine = parts("qwen2")
+    assert engine.packed and not engine.captures
+    assert "launched kernel by kernel" in caplog.text
+    graphs.clear()
+    sample(model, engine)
+    assert not graphs
 
 
 def test_the_first_call_runs_the_second_is_captured_others_are_replayed(graphs: list[Graph]) -> None:

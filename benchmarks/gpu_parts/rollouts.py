@@ -66,9 +66,13 @@ def measure(device: str, setting: Setting, seconds: float) -> dict[str, Any]:
 
     found: dict[str, Any] = {"rows": rows, "new tokens": setting.new_tokens}
     peaks = peaks_of(torch.cuda.get_device_name()) if device == "cuda" else None
+    could = engine.captures
     for name, captures in (("kernel by kernel", False), ("captured graphs", True)):
         if time.perf_counter() - began > seconds:
             found[name] = "no time left"
+            continue
+        if captures and device == "cuda" and not could:
+            found[name] = "was refused"
             continue
         engine.captures = captures
         sample(min(setting.new_tokens, 40))  # loads kernels

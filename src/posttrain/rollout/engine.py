@@ -51,8 +51,11 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, scorer: Scorer) -> None:
-        self.captures = True  # a step as a CUDA graph, on a GPU
         self.packed = scorer.packed and _try_packed(model, scorer)
+        can_capture = self.packed and model.device.type in _CAPTURING
+        self.captures = can_capture and _try_packed(model, scorer, captures=True)  # a step as a graph
+        if can_capture and not self.captures:
+            logger.warning("Its steps of sampling are launched kernel by kernel (same results, more time).")
         if not self.packed:
             logger.warning(
                 "%s cannot decode by segments: completions come from transformers' generate (same results, more time).",
@@ -89,7 +92,8 @@ class Engine:
         with autocast or contextlib.nullcontext(), _evaluating(model), as_written(model):
             if self.packed:
                 captures = self.captures and device.type in _CAPTURING
-                _generate_packed(model, prompts, num_completions, record, device, captures)
+                could = _generate_packed(model, prompts, num_completions, record, device, captures)
+                self.captures = self.captures and could  # what was refused once is not tried again
             else:
                 generate_padded(_bare(model), prompts, num_completions, record)
         return record.completions()
@@ -102,7 +106,8 @@ def _generate_packed(
     record: Record,
     device: torch.device,
     captures: bool = False,
-) -> None:
+) -> bool:
+    """Draws completions into the record; returns whether its steps could be captured, where that was wanted."""
     lengths = [len(prompt) for prompt in prompts]
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device, static=captures)
     no_mask = attention.no_mask(device)
@@ -125,9 +130,8 @@ def _generate_packed(
         # On a CPU small operators cost more time between them than in them; large ones do not, and recording holds
         # them all for a moment.
         is_small = device.type == "cpu" and logits.shape[-1] * state.num_rows <= _MOST_LOGITS
-        run: Callable[..., Any] = Replay(step) if is_small else step
-        if captures:
-            run = Captured(step, lambda: state.columns)
+        captured = Captured(step, lambda: state.columns)
+        run: Callable[..., Any] = captured if captures else Replay(step) if is_small else step
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
                 record.keep(going)
@@ -136,6 +140,7 @@ def _generate_packed(
                 tokens, positions = tokens[index], positions[index]
             tokens = record.add(run(tokens, positions + state.step, record.numbers))
             state.end_step()
+    return not captured.refused
 
 
 def _prefill(
@@ -184,8 +189,8 @@ def _bare(model: Any) -> PreTrainedModel:
     return model
 
 
-def _try_packed(model: PreTrainedModel, scorer: Scorer) -> bool:
-    """Samples a few tokens and holds their log-probs against those of the scorer."""
+def _try_packed(model: PreTrainedModel, scorer: Scorer, captures: bool = False) -> bool:
+    """Samples a few tokens, in captured steps or not, and holds their log-probs against those of the scorer."""
     vocab_size = model.config.get_text_config().vocab_size
     prompts = [np.arange(3, 3 + n) * 7919 % vocab_size for n in (5, 3)]
     record = Record(prompts, 2, Sampling(4, ()), uniforms(0, range(4), 4), model.device)
@@ -195,7 +200,8 @@ def _try_packed(model: PreTrainedModel, scorer: Scorer) -> bool:
         torch.no_grad(),
         _evaluating(model),
     ):
-        _generate_packed(model, prompts, 2, record, model.device)
+        if not _generate_packed(model, prompts, 2, record, model.device, captures):
+            return False
         completions = record.completions()
         ids = [ids for i, prompt in enumerate(prompts) for ids in (prompt, *completions.token_ids[2 * i : 2 * i + 2])]
         masks = [np.full(len(row), i % 3 > 0, dtype=np.int8) for i, row in enumerate(ids)]
