@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from posttrain.logprobs import head_statistics
+from posttrain.logprobs import head_gradients, head_statistics
 
 Statistics = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 Gradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, bool], torch.Tensor]
@@ -96,29 +96,14 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, log_sum = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        of_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Summed over the chunks in float32, whatever the weight is in.
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
+
+        def of_logits(rows: slice) -> torch.Tensor:
             logits = torch.nn.functional.linear(hidden[rows], weight, bias)
             numbers = (log_sum[rows], entropy[rows], gradient[rows, :2])
-            of_logits = ctx.gradient_of(logits, targets[rows], *numbers, ctx.temperature, ctx.with_entropy)
-            del logits
-            if of_bias is not None:
-                of_bias += of_logits.sum(0, dtype=torch.float32)
-            if of_hidden is not None:
-                torch.mm(of_logits, weight, out=of_hidden[rows])
-            if of_weight is not None:
-                of_weight += of_logits.T @ hidden[rows]
-        return (
-            of_hidden,
-            None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(bias.dtype),
-            *(None,) * 6,
-        )
+            result: torch.Tensor = ctx.gradient_of(logits, targets[rows], *numbers, ctx.temperature, ctx.with_entropy)
+            return result
+
+        return *head_gradients(ctx.needs_input_grad[:3], hidden, weight, bias, ctx.chunk, of_logits), *(None,) * 6
 
 
 def _dynamic(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

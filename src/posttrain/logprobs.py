@@ -113,40 +113,59 @@ class _HeadStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Summed over the chunks in float32, whatever the weight is in.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
+
+        def of_logits(rows: slice) -> torch.Tensor:
             p = (
                 kept[rows]
                 if kept is not None
                 else _head_logits(hidden[rows], weight, bias, ctx.temperature).softmax(-1)
             )
             grad = _logits_gradient(p, targets[rows], entropy[rows], gradient[rows], ctx.with_entropy)
-            if ctx.temperature != 1.0:
-                grad /= ctx.temperature
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                if grad.dtype == torch.float32:
-                    grad_weight.addmm_(grad.T, hidden[rows])
-                else:
-                    grad_weight += grad.T @ hidden[rows]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+            return grad if ctx.temperature == 1.0 else grad.div_(ctx.temperature)
+
+        return *head_gradients(ctx.needs_input_grad[:3], hidden, weight, bias, ctx.chunk, of_logits), *(None,) * 4
+
+
+def head_gradients(
+    needed: tuple[bool, ...],
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    chunk: int,
+    of_logits: Callable[[slice], torch.Tensor],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of hidden states, head and bias, chunk by chunk.
+
+    Args:
+        needed: which of the three.
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        chunk: targets at a time.
+        of_logits: the gradient (n, V) of the logits of some rows.
+    """
+    grad_hidden = torch.empty_like(hidden) if needed[0] else None
+    # Summed over the chunks in float32, whatever the weight is in.
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needed[2] and bias is not None else None
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        grad = of_logits(rows)
+        if grad_bias is not None:
+            grad_bias += grad.sum(0, dtype=torch.float32)
+        grad = grad.to(weight.dtype)
+        if grad_hidden is not None:
+            torch.mm(grad, weight, out=grad_hidden[rows])
+        if grad_weight is not None:
+            if grad.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, hidden[rows])
+            else:
+                grad_weight += grad.T @ hidden[rows]
+    return (
+        grad_hidden,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+    )
 
 
 def _head_logits(
