@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,10 @@ def run_parts(folder: Path, args: argparse.Namespace, ends: float) -> dict[str, 
         words += ["--peer_python", str(args.peer_python)] if args.peer_python else []
         with open(args.to / "log.txt", "a", encoding="utf-8") as log:
             worker = subprocess.Popen([sys.executable, __file__, *words], stdout=log, stderr=subprocess.STDOUT)
-            why = watch(worker, folder, ends, args.peer_python is not None)
+            try:
+                why = watch(worker, folder, ends, args.peer_python is not None)
+            finally:
+                worker.kill()  # where this process is asked to end; nothing where the other has
         for name, part in states_of(read(folder)).items():
             if part["state"] == "running":
                 lost.setdefault(name, why)
@@ -86,6 +90,13 @@ def watch(worker: subprocess.Popen[bytes], folder: Path, ends: float, with_peer:
     return f"the process ended with code {worker.returncode}"
 
 
+def in_memory() -> str | None:
+    """Where a model of 2 GiB is written in a second, a dozen times; None where there is no room for that."""
+    folder = Path("/dev/shm")
+    has_room = folder.is_dir() and shutil.disk_usage(folder).free > 16 * 2**30
+    return str(folder) if has_room else None
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -105,10 +116,11 @@ def main() -> int:
     if args.working_in is not None:
         work(args.working_in, args.parts, args.tiny, args.peer_python)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # folders in memory are removed then, too
     began = time.time()
     args.to.mkdir(parents=True, exist_ok=True)
     (args.to / "log.txt").unlink(missing_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="posttrain-gpu-"))
+    folder = Path(tempfile.mkdtemp(prefix="posttrain-gpu-", dir=in_memory()))
     try:
         parts = run_parts(folder, args, began + args.seconds)
         facts = {name: value for event in read(folder) for name, value in event.get("facts", {}).items()}

@@ -12,23 +12,24 @@ from typing import Any
 
 from .settings import FULL, TINY
 
-# Seconds that each may take at most; what is left over goes to nobody. Of a run of steps, loading is part of it.
+# Seconds that each may take at most; what is left over goes to nobody. Of a run of steps, loading and writing the
+# model are part of them. What matters most comes first: if time is up, the last ones are missing.
 BUDGETS: dict[str, float] = {
     "attention": 20,
     "log-probs": 15,
     "engine": 25,
     "sft": 40,
-    "sft, one row": 25,
-    "sft, compiled": 100,
-    "sft, recomputed": 25,
-    "sft, bfloat16 weights": 25,
-    "sft, lora": 30,
+    "rollouts": 75,
     "dpo": 40,
     "reward": 40,
-    "rollouts": 75,
     "grpo": 50,
     "rloo": 50,
     "waiting": 40,
+    "sft, compiled": 100,
+    "sft, lora": 30,
+    "sft, recomputed": 25,
+    "sft, one row": 25,
+    "sft, bfloat16 weights": 25,
 }
 WITH_PEER = 3.0  # the peer's side of a part takes longer, and starts by itself
 _OF_PEER = ("dpo", "reward", "grpo", "rloo")

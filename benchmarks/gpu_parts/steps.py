@@ -83,7 +83,7 @@ def own(
     words = list(more or [])
     if method in ("grpo", "rloo"):
         words += ["--reward_funcs", f"{REWARD}:share_of_thirds", "--reward_workers", "0"]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=material.parent) as scratch:
         words += ["--cache_dir", str(material / "cache")]
         words = flags_of(method, setting, material, Path(scratch) / "output", words)
         trainer_module.DEFAULT_CALLBACKS.append(clock)
@@ -126,7 +126,7 @@ def sft(way: str, setting: Setting, material: Path, seconds: float) -> dict[str,
 
 def peer(method: str, setting: Setting, material: Path, seconds: float, python: Path) -> dict[str, Any]:
     """The same steps of the peer."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=material.parent) as scratch:
         record = Path(scratch) / "record.json"
         words = []
         if method in ("grpo", "rloo"):
