@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 Tensors = tuple[torch.Tensor, ...]
@@ -130,7 +130,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self._paused or self.refused:
             return result
-        made = tree_leaves(result)
+        made = _leaves(result)
         if _CHANGES_BY_ITSELF & set(func.tags) or not all(isinstance(one, torch.Tensor) for one in made):
             self.refused, self.steps = str(func), []
         else:
@@ -211,7 +211,7 @@ def _call(step: _Step, moved: Callable[[torch.Tensor], torch.Tensor]) -> Call:
         return variant[0], args, kwargs | dict(zip(variant[1], made, strict=True))
 
     def copied(*args: Any, **kwargs: Any) -> None:
-        for held, one in zip(made, tree_leaves(function(*args, **kwargs)), strict=True):
+        for held, one in zip(made, _leaves(function(*args, **kwargs)), strict=True):
             held.copy_(one)
 
     return copied, args, kwargs
@@ -232,8 +232,15 @@ def _out_variant(func: Any) -> tuple[Any, tuple[str, ...]] | None:
 
 def _storages(tree: Any) -> set[int]:
     """Of all tensors in it; one whose layout is its kernel's own is a storage of its own."""
-    tensors = [one for one in tree_leaves(tree) if isinstance(one, torch.Tensor)]
+    tensors = [one for one in _leaves(tree) if isinstance(one, torch.Tensor)]
     return {id(one) if one.is_mkldnn else one.untyped_storage()._cdata for one in tensors}
+
+
+def _leaves(tree: Any) -> list[Any]:
+    """What stands in tuples, lists and dictionaries: torch's own function for that takes most of a recording's time."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [leaf for one in tree for leaf in _leaves(one)] if isinstance(tree, tuple | list) else [tree]
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)

@@ -33,8 +33,9 @@ __all__ = ["Completions", "Engine", "Sampling", "uniforms"]
 
 logger = logging.getLogger(__name__)
 
-# Rows that have ended leave when at most this share is left: each time, what is held of the others is moved.
-_LEAVE_AT = 0.8
+# Rows that have ended leave when at most this share is left: each time, what is held of the others is moved, and a CPU
+# records a step anew. (0.8 took a fifth longer than this where 64 of 4,096 tokens end a completion; 0.5 about as long.)
+_LEAVE_AT = 0.65
 # A step is recorded where its logits are no more than this (16 MiB in float32).
 _MOST_LOGITS = 2**22
 
