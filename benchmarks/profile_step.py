@@ -74,7 +74,8 @@ class Steps(TrainerCallback):
 
     def __init__(self, skip: int, timed: int):
         self.skip, self.timed = skip, timed
-        self.profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+        self.profiler: Any = None  # of the step under way
+        self.events: list[Any] = []
         self.seconds: list[float] = []
         self.between: list[float] = []
         self.faults: list[int] = []
@@ -87,7 +88,8 @@ class Steps(TrainerCallback):
         """Starts the clock, or the profiler."""
         if self._ended and self.skip <= state.global_step < self.skip + self.timed:
             self.between.append(time.perf_counter() - self._ended)
-        if state.global_step == self.skip + self.timed:
+        if state.global_step >= self.skip + self.timed:
+            self.profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
             self.profiler.start()
         self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         self._used = time.process_time()
@@ -102,8 +104,8 @@ class Steps(TrainerCallback):
             self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - self._faults)
         elif state.global_step > self.skip + self.timed:
             self.profiled += self._ended - self._began
-        if state.global_step == self.skip + 2 * self.timed:
             self.profiler.stop()
+            self.events += [event for event in self.profiler.events() if is_operator(event)]
 
 
 def kind_of(event: Any) -> str:
@@ -157,11 +159,10 @@ def tell(steps: Steps, dtype: torch.dtype) -> None:
         f"{statistics.median(steps.processor):.4f}; {steps.profiled / steps.timed:.4f} s under the profiler; "
         f"{statistics.median(steps.between):.4f} s between steps; {statistics.median(steps.faults):.0f} page faults"
     )
-    events = [event for event in steps.profiler.events() if is_operator(event)]
     by_kind: dict[str, list[float]] = defaultdict(list)
     by_name: dict[tuple[str, str], list[float]] = defaultdict(list)
     products: dict[tuple[int, int, int], list[float]] = defaultdict(list)
-    for event in events:
+    for event in steps.events:
         kind, seconds = kind_of(event), event.self_cpu_time_total / 1e6
         by_kind[kind].append(seconds)
         by_name[kind, event.name].append(seconds)
