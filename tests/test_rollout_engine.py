@@ -312,6 +312,21 @@ def test_weights_laid_out_for_sampling(family: str, monkeypatch: pytest.MonkeyPa
     assert any((a != b).any() for a, b in zip(changed.token_ids, plain.token_ids, strict=True) if len(a) == len(b))
 
 
+def test_rows_that_have_changed_are_multiplied_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that were one product over the prompts, given rows that change between them, and rows of their own."""
+    monkeypatch.setattr(prepacked, "_SMALLEST", 1)
+    layers = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 4, bias=False)])
+    one, other = torch.randn(3, 16), torch.randn(3, 16)
+    with torch.no_grad(), prepacked.prepacked(layers):
+        for layer in layers:
+            layer(one)
+        for change, rows in ((0.0, one), (1.0, one), (0.0, other)):
+            layers[0](one)
+            one += change
+            for layer in reversed(layers):
+                torch.testing.assert_close(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
+
+
 def test_weights_laid_out_for_sampling_stand_back_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacked, "_SMALLEST", 1)
     layer = nn.Linear(16, 8)
