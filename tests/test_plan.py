@@ -115,8 +115,10 @@ def test_a_frozen_reference_is_counted_once(folder: Path) -> None:
     assert reference("--use_peft") == reference("--precompute_ref_log_probs") == 0
 
 
-def test_activations_are_those_that_autograd_keeps(folder: Path) -> None:
-    """The count without numbers, against a forward pass with numbers, of a small model of the same kind."""
+@pytest.mark.parametrize("half", [False, True])
+def test_activations_are_those_that_autograd_keeps(half: bool, folder: Path) -> None:
+    """The count without numbers, against a forward pass with numbers, of a small model of the same kind; in autocast,
+    too, where a CPU attends in float32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -127,7 +129,7 @@ def test_activations_are_those_that_autograd_keeps(folder: Path) -> None:
     small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     model_folder = write_config(folder / "small", small)
     words = ["--model_name_or_path", str(model_folder), "--dataset_name", "x"]
-    shape = shape_of(parse_command_line("sft", words)[0], None, on_gpu=False)
+    shape = shape_of(parse_command_line("sft", words)[0], torch.bfloat16 if half else None, on_gpu=False)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder))
     scorer = Scorer(model)
     model.train()
@@ -140,14 +142,16 @@ def test_activations_are_those_that_autograd_keeps(folder: Path) -> None:
             kept[storage._cdata] = storage
         return tensor
 
-    mask = np.ones(200, dtype=np.int8)
+    mask = np.ones(192, dtype=np.int8)
     mask[0] = 0
-    batch = pack([np.arange(200)], [mask], [NO_PARENT], num_groups=1)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    batch = pack([np.arange(192)], [mask], [NO_PARENT], num_groups=1)
+    context = torch.autocast("cpu", torch.bfloat16, enabled=half)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), context:
         scorer(model, batch)
     actual = sum(storage.nbytes() for storage in kept.values())
-    head = 199 * (300 + 64) * 4
-    predicted = 200 * (3 * shape.saved.of_token_in_layer + shape.saved.of_token_outside)
+    head = (192 * 64 + 300 * 64) * 2 + 192 * 300 * 4 if half else 191 * (300 + 64) * 4
+    predicted = 192 * (3 * shape.saved.of_token_in_layer + shape.saved.of_token_outside)
+    predicted += 3 * shape.saved.of_layer + shape.saved.outside
     assert actual - head == pytest.approx(predicted, rel=0.01)
 
 
