@@ -19,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def fill(results: dict[str, Any], wanted: list[Cell], peer: Path, args: argparse
     began = time.monotonic()
     where = measuring.about(peer, args.cores)
     if results.get("about") != where:
-        results |= {"about": where, "cells": {}, "rates": {}}
+        results |= {"about": where, "cells": {}, "rates": {}, "import": {}}
     keys = {cell.name: measuring.key_of(cell, where) for cell in wanted}
     if args.again:
         for cell in wanted:
@@ -145,15 +146,14 @@ def fill(results: dict[str, Any], wanted: list[Cell], peer: Path, args: argparse
     failed = {}
     with tempfile.TemporaryDirectory(prefix="posttrain-bench-") as temporary:
         write_material(Path(temporary), args.data, sorted({cell.size for cell in missing}))
-        imports = [measuring.import_seconds() for _ in range(3)]
-        results["import"] = {name: sorted(one[name] for one in imports)[1] for name in imports[0]}
         for cell in (bar := tqdm(missing, unit="cell")):
             if args.seconds and time.monotonic() - began > args.seconds:
                 tqdm.write(f"posttrain: {len(missing) - bar.n} cells are left; the same command goes on")
                 break
             bar.set_description(cell.name)
-            seen = measure_rates()
-            results["rates"] = {name: max(rate, results.get("rates", {}).get(name, 0)) for name, rate in seen.items()}
+            # Of what floors are made of, the best that has been seen on this machine.
+            keep(results["rates"], measure_rates(), max)
+            keep(results["import"], measuring.import_seconds(), min)
             steps = args.steps or measuring.STEPS[cell.size]
             try:
                 record = measuring.measure(cell, Path(temporary), peer, args.cores, steps)
@@ -164,6 +164,11 @@ def fill(results: dict[str, Any], wanted: list[Cell], peer: Path, args: argparse
             if not args.check:
                 store(results, args.to)
     return failed
+
+
+def keep(kept: dict[str, float], seen: dict[str, float], better: Callable[..., float]) -> None:
+    """Puts what was seen beside what is kept, of each the better one."""
+    kept |= {name: better(value, kept.get(name, value)) for name, value in seen.items()}
 
 
 def store(results: dict[str, Any], file: Path) -> None:

@@ -33,6 +33,7 @@ _KINDS = {"sft": "texts", "packed": "texts", "reward": "pairs", "dpo": "pairs", 
 # Rows, packed rows of 1,024 tokens, pairs or completions a step.
 BATCHES = {"sft": 8, "packed": 2, "reward": 8, "dpo": 8, "grpo": 32, "rloo": 32}
 _LEARNING_RATES = {"reward": "1e-4", "dpo": "1e-4", "grpo": "1e-5", "rloo": "1e-5"}
+_OF_LARGER = ("sft", "dpo", "grpo")  # methods of the default set
 _NUM_ROWS = 256
 _LEARNT_FROM = 2000  # rows of each data set that the tokenizer learns from
 
@@ -129,15 +130,15 @@ def chosen(
 
     Args:
         methods, tunings, precisions, data_sets, sizes: values to take; None: those of the default set, which has pairs
-            from hh-rlhf and other rows from GSM8K, and of the larger model full training alone.
+            from hh-rlhf and other rows from GSM8K, and of the larger model full training by sft, dpo and grpo alone.
         everything: None stands for all values.
     """
 
     def cells() -> Iterator[Cell]:
         for size in sizes or SIZES:
-            for method in methods or METHODS:
+            for method in methods or (METHODS if everything or size == SIZES[0] else _OF_LARGER):
                 own_data = ("hh",) if _KINDS[method] == "pairs" else ("gsm8k",)
-                own_tunings = TUNINGS if size == "4M" else ("full",)
+                own_tunings = TUNINGS if size == SIZES[0] else ("full",)
                 for data in data_sets or (DATA_SETS if everything else own_data):
                     for tuning in tunings or (TUNINGS if everything else own_tunings):
                         for precision in precisions or PRECISIONS:

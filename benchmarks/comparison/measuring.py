@@ -93,7 +93,8 @@ def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int) -> d
 
     Returns:
         Plain data: of each side ("own", "peer") seconds, processor seconds, losses and tokens of each step, bytes held
-        at most and before the first step, seconds and processor seconds from the command to the first step; what the
+        at most and before the first step, seconds and processor seconds from the command to the first step, and those
+        of the processor that it took at most while it waited; what the
         steps held on average (load), the least work in them (work), the peak that a plan predicts (planned_peak), and
         of one more step of posttrain, under the profiler, seconds by kind of operation (profile).
 
@@ -117,6 +118,7 @@ def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int) -> d
                 one.setdefault("tokens", []).append(report["num_tokens"][0] - tokens[side])
                 tokens[side] = report["num_tokens"][0]
                 one["peak"] = report["peak"]
+                one["idle"] = max(report["idle"], one.get("idle", 0.0))
                 loads.extend(report.get("loads", []))
         [profiled] = runs["own"].take(-1)
         flags = [*cell.flags(material, Path(scratch) / "planned"), "--cache_dir", f"{scratch}/planned-cache"]

@@ -58,7 +58,8 @@ tells how, and what holds the figures where they are.
 
 Both sides have the same rows, flags, versions and cores, are alive at once, and take their steps in turn. Weights are
 float32; bf16 is that of products (`--bf16`). A step is 8 rows, 2 packed rows of 1,024 tokens, 8 pairs, or 32
-completions of up to 128 tokens to 4 prompts. LoRA has rank 16."""
+completions of up to 128 tokens to 4 prompts. LoRA has rank 16, and no dropout, which the two sides would draw
+differently."""
 _OF_STEPS = """Seconds are medians, the ratio is the median over pairs of steps, and in brackets that of seconds of the
 processor. Tokens a second count a shared prompt once for each of its completions. The floor is the least time that the
 operations and bytes of such a step take; in brackets, the share of posttrain's step that it explains."""
