@@ -185,8 +185,8 @@ def write(results: dict[str, Any], args: argparse.Namespace) -> None:
     args.page.write_text(text, encoding="utf-8")
     if args.page == PAGE:
         for place in SHORT:
-            table = tables.short_table(results["cells"].values())
-            place.write_text(tables.with_table(place.read_text(encoding="utf-8"), table), encoding="utf-8")
+            shown = tables.with_rows(place.read_text(encoding="utf-8"), tables.main_rows(results))
+            place.write_text(shown, encoding="utf-8")
     print(text)
     if args.keep:
         BASELINES.write_text(json.dumps(baselines_of(results), indent=1) + "\n", encoding="utf-8")

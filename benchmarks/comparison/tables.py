@@ -79,13 +79,14 @@ def _where(about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> st
     return f"Measured on {about['cores']} core{'s' * (about['cores'] > 1)} of {about['cpu']}, {when}{code}; {versions}."
 
 
-def short_table(records: Iterable[Mapping[str, Any]]) -> str:
-    """Of the smaller model, all of it trained: what the README shows."""
+def main_rows(results: Mapping[str, Any]) -> str:
+    """Of the smaller model, all of it trained, and where that was measured: what the README shows."""
+    records = in_order(results["cells"].values())
     lines = [
         "| | precision | seconds a step, TRL | here | | peak memory, TRL | here | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for record in in_order(records):
+    for record in records:
         cell, found = Cell(**record["cell"]), ratios.ratios(record)
         if (cell.size, cell.tuning) != (SIZES[0], "full"):
             continue
@@ -95,14 +96,14 @@ def short_table(records: Iterable[Mapping[str, Any]]) -> str:
         name = f"{NAMES[cell.method]}, {NAMES[cell.data]}"
         cells = [name, cell.precision, *seconds, f"{1 / found['time']:.2f}×", *memory, f"{found['memory']:.2f}×"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _where(results["about"], records)])
 
 
-def with_table(text: str, table: str) -> str:
-    """A page with the table between its marks `<!-- speed begins -->` and `<!-- speed ends -->`."""
+def with_rows(text: str, rows: str) -> str:
+    """A page with the main rows between its marks `<!-- speed begins -->` and `<!-- speed ends -->`."""
     before, rest = text.split(_BEGINS)
     after = rest.split(_ENDS)[1]
-    return f"{before}{_BEGINS}\n\n{table}\n\n{_ENDS}{after}"
+    return f"{before}{_BEGINS}\n\n{rows}\n\n{_ENDS}{after}"
 
 
 def in_order(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
