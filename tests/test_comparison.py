@@ -277,6 +277,9 @@ def test_tables_by_hand() -> None:
     assert text.startswith("1 of 3 aims")
     assert "| 2.5× as fast | 2.00× | that is 0.800 s; the floor is 0.750 s |" in table
     assert "| 0.5× the start | 0.75× | that is 2.000 s; the floor is 1.500 s |" in table
+    large = {"peak": 400 * 2**20}
+    held = one | {"own": one["own"] | large | {"before": 150 * 2**20}, "peer": one["peer"] | large}
+    assert "| 1.00× | that is 200 MiB; 150 are held before the first step |" in aims([held], rates, 1.5)[1]
     slower = aims([one], rates | {"float32": 5e9}, imports=2.5)[1]  # 0.8 s of products and 0.25 s of memory
     assert "that is 0.800 s; the floor is 1.050 s: out of reach" in slower
     assert "that is 2.000 s; the floor is 2.500 s: out of reach" in slower

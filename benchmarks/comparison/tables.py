@@ -209,7 +209,12 @@ def aims(records: Iterable[Mapping[str, Any]], rates: Mapping[str, float], impor
         start = AIM_OF_START * record["peer"]["start_processor"]
         wanted = [
             (f"{aim:g}× as fast", 1 / found["time"], 1 / found["time"] >= aim, _room(seconds / aim, floor)),
-            (f"{AIM_OF_MEMORY}× the memory", found["memory"], found["memory"] <= AIM_OF_MEMORY, ""),
+            (
+                f"{AIM_OF_MEMORY}× the memory",
+                found["memory"],
+                found["memory"] <= AIM_OF_MEMORY,
+                _room_in_memory(record),
+            ),
             (f"{AIM_OF_START}× the start", found["start"], found["start"] <= AIM_OF_START, _room(start, imports)),
         ]
         total += len(wanted)
@@ -224,6 +229,13 @@ def aims(records: Iterable[Mapping[str, Any]], rates: Mapping[str, float], impor
 def _room(wanted: float, floor: float) -> str:
     """What an aim comes to beside a floor, both in seconds."""
     return f"that is {wanted:.3f} s; the floor is {floor:.3f} s" + ": out of reach" * (floor > wanted)
+
+
+def _room_in_memory(record: Mapping[str, Any]) -> str:
+    """What the aim comes to beside what a process holds before its first step."""
+    wanted, before = AIM_OF_MEMORY * record["peer"]["peak"], record["own"]["before"]
+    held = f"{before / MEBIBYTE:,.0f} are held before the first step"
+    return f"that is {wanted / MEBIBYTE:,.0f} MiB; {held}" + ": out of reach" * (before > wanted)
 
 
 def card(found: Mapping[str, Any]) -> list[str]:
