@@ -34,8 +34,9 @@ def ratios(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def losses_apart(record: Mapping[str, Any]) -> float | None:
-    """The largest relative difference of the two sides' losses; None where each side trains on what it has sampled."""
-    if record["cell"]["method"] in ("grpo", "rloo"):
+    """The largest relative difference of the two sides' losses; None where each side trains on what it has sampled, or
+    has packed in an order of its own."""
+    if record["cell"]["method"] in ("packed", "grpo", "rloo"):
         return None
     pairs = zip(record["own"]["losses"], record["peer"]["losses"], strict=True)
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)

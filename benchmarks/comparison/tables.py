@@ -141,7 +141,8 @@ def _of_time(record: Mapping[str, Any], rates: Mapping[str, float]) -> Iterator[
     floor = sum(floor_of(record, rates).values())
     yield f"{floor:.3f} ({floor / seconds['own']:.0%})"
     apart = ratios.losses_apart(record)
-    yield "each its own samples" if apart is None else f"{apart:.0e}"
+    own_rows = "each packs in its own order" if record["cell"]["method"] == "packed" else "each its own samples"
+    yield own_rows if apart is None else f"{apart:.0e}"
 
 
 def floor_table(records: Iterable[Mapping[str, Any]], rates: Mapping[str, float]) -> str:
