@@ -11,6 +11,7 @@ import torch
 from material import VOCABULARY, make_model, make_tokenizer
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
+from posttrain.rollout import engine as engine_module
 from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
 from posttrain.scoring import Scorer
@@ -58,7 +59,10 @@ def main() -> None:
     parser.add_argument("--ends", type=int, default=0, help="token ids, of 4096, that end a completion")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--weights_as_they_are", action="store_true", help="not laid out for few rows")
+    parser.add_argument("--not_recorded", action="store_true", help="every step through the model's own Python")
     args = parser.parse_args()
+    if args.not_recorded:
+        engine_module._MOST_LOGITS = 0
     if args.weights_as_they_are:
         prepacked._MOST = 0
     draw = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import posttrain.logprobs
+from posttrain.compiled_head import chunk_gradient, chunk_statistics, compiled_head_statistics
 from posttrain.logprobs import TargetHead, head_statistics, statistics_from_logits
 
 
@@ -58,6 +59,48 @@ def test_chunks_change_nothing(
     (actual[:, :2] * weights).sum().backward()
     for p, gradient in zip(parameters, gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_the_compiled_head_says_the_same(
+    backend: str | None, bias: bool, temperature: float, with_entropy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its functions as they are, and traced by torch.compile."""
+    monkeypatch.setattr(posttrain.logprobs, "CHUNK_ELEMENTS", {"cpu": (50 * 5, 50 * 7)})
+    monkeypatch.setattr(posttrain.logprobs, "LEAST_TARGETS", 1)
+    if backend is None:
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    torch._dynamo.reset()
+    head_of = compiled_head_statistics(backend or "", None)
+    hidden, head, targets = case(bias)
+    weights = torch.randn(23, 2) * torch.tensor([1.0, float(with_entropy)])
+    parameters = [hidden, *head.parameters()]
+    expected = head_statistics(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+    gradients = torch.autograd.grad((expected[:, :2] * weights).sum(), parameters)
+    actual = head_of(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    again = torch.autograd.grad((actual[:, :2] * weights).sum(), parameters)
+    for one, other in zip(again, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_compiled_head_holds_a_chunk_and_half_precision() -> None:
+    """In the type of the head, with logits of -inf, and for no targets at all."""
+    hidden, weight = torch.randn(9, 16).bfloat16().requires_grad_(), torch.randn(50, 16).bfloat16().requires_grad_()
+    targets = torch.arange(9)
+    logits = torch.nn.functional.linear(hidden, weight)
+    table = chunk_statistics(logits, targets, 1.0)
+    torch.testing.assert_close(table[:, :5], statistics_from_logits(logits, targets))
+    gradient = chunk_gradient(logits, targets, table[:, 5], table[:, 1], torch.ones(9, 2), 1.0, True)
+    assert gradient.dtype == torch.bfloat16
+    masked = logits.detach().float().masked_fill(torch.arange(50) > 20, -torch.inf)
+    table = chunk_statistics(masked, targets, 1.0)
+    gradient = chunk_gradient(masked, targets, table[:, 5], table[:, 1], torch.ones(9, 2), 1.0, True)
+    assert table[:, [0, 1, 4]].isfinite().all() and gradient.isfinite().all() and (gradient[:, 21:] == 0).all()
+    assert compiled_head_statistics("eager", None)(hidden[:0], weight, None, targets[:0]).shape == (0, 5)
 
 
 def test_entropy_has_no_gradient_unless_asked_for() -> None:

@@ -38,12 +38,14 @@ LAYERS = [
     {
         *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
         *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
-        *("file_hashes", "step_record", "planned", "tensorboard_run", "one_run"),
+        *("file_hashes", "step_record", "planned", "tensorboard_run", "one_run", "finished"),
     },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
-    | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"},
+    | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"}
+    | {"compiled", "compiled_head"},
     {"batch", "attention", "shared_prefix", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
+    | {"replay", "recurring_sizes"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
     | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout", "waiting", "loading", "packages"},
 ]

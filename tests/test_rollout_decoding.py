@@ -7,20 +7,22 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from posttrain import attention
+from posttrain import attention, decoding
 from posttrain.attention import UnsupportedAttentionError
 from posttrain.decoding import DecodingState
 
 HEADS, SIZE, VALUE_SIZE = 4, 8, 6
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("lengths", [(5, 1, 3), (4, 4, 4)])
 def test_it_is_attention_over_prompt_and_completion(
-    lengths: tuple[int, ...], key_heads: int, window: int | None
+    lengths: tuple[int, ...], key_heads: int, window: int | None, static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = DecodingState(lengths, 3, 7, torch.device("cpu"))
+    monkeypatch.setattr(decoding, "COLUMNS", 3)
+    state = DecodingState(lengths, 3, 7, torch.device("cpu"), static)
     keys = torch.randn(1, key_heads, sum(lengths), SIZE)
     values = torch.randn(1, key_heads, sum(lengths), VALUE_SIZE)
     state.record(0, keys, values)
@@ -38,8 +40,9 @@ def test_it_is_attention_over_prompt_and_completion(
             (torch.cat([k, new_k], 1), torch.cat([v, new_v], 1))
             for (k, v), new_k, new_v in zip(held, key, value, strict=True)
         ]
+        state.begin_step()
         actual = state.attend(0, query, key, value, 0.3, window)
-        state.step += 1
+        state.end_step()
         for row, (k, v) in enumerate(held):
             seen = slice(None if window is None else max(0, k.shape[1] - window), None)
             expected = scaled_dot_product_attention(
@@ -56,7 +59,9 @@ def test_half_precision_is_what_is_kept_inside_autocast() -> None:
             0, torch.randn(4, 4, 1, SIZE), torch.randn(4, 2, 1, SIZE), torch.randn(4, 2, 1, SIZE), None, None
         )
     assert output.dtype == torch.bfloat16
-    assert {tensor.dtype for tensor in (*state._prompts[0], *state._own[0])} == {torch.bfloat16}
+    for tensor in (*state._prompts[0], *(own[:, :1] for own in state._own[0])):
+        # Multiplied in float32 on a CPU, and held in that, but with no more digits.
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, tensor.bfloat16().float())
 
 
 @pytest.mark.parametrize("feature", ["s_aux", "softcap", "position_bias"])

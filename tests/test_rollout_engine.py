@@ -15,6 +15,7 @@ from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.models import checkpoint_activations, match_tokenizer
+from posttrain.replay import Replay
 from posttrain.rollout import engine as engine_module
 from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
@@ -98,6 +99,22 @@ def test_prompts_together_or_one_by_one(family: str) -> None:
         alone = engine.generate(model, [prompt], G, sampling(), numbers[rows])
         expected = Completions(together.token_ids[rows], together.logprobs[rows], [], together.ended[rows])
         assert_same_tokens(alone, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_that_is_run_again_gives_the_same_bits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded for all models but those whose experts take the rows that numbers send them."""
+    model, _, engine = parts(family)
+    replays: list[Replay[Any]] = []
+    monkeypatch.setattr(engine_module, "Replay", lambda step: replays.append(Replay(step)) or replays[-1])
+    changes = {"temperature": 0.9, "repetition_penalty": 1.1}
+    again = sample(model, engine, **changes)
+    monkeypatch.setattr(engine_module, "_MOST_LOGITS", 0)
+    plain = sample(model, engine, **changes)
+    for one, other in zip(again.token_ids + again.logprobs, plain.token_ids + plain.logprobs, strict=True):
+        assert np.array_equal(one, other)
+    has_experts = family in ("mixtral", "qwen2 moe")
+    assert [replay.refused is not None for replay in replays] == [has_experts] * engine.packed
 
 
 def test_when_rows_leave_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,15 +286,20 @@ def test_a_model_whose_decoding_differs_is_found_out(caplog: pytest.LogCaptureFi
     assert_same_tokens(sample(model, engine), expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2, learned positions", "phi3, fused projections", "mixtral"])
+# How many layers are one product: queries, keys and values, gate and up; or one of its own.
+TOGETHER = {"llama": {3, 1, 2}, "gpt2, learned positions": {1}, "phi3, fused projections": {1}, "mixtral": {3, 1}}
+
+
+@pytest.mark.parametrize("family", TOGETHER)
 def test_weights_laid_out_for_sampling(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tokens and log-probs; nothing is left behind; and weights that have changed are laid out anew."""
     model, _, engine = parts(family)
     plain = sample(model, engine)
     monkeypatch.setattr(prepacked, "_SMALLEST", 1)
-    monkeypatch.setattr(prepacked, "_with_packed_weight", counted := Mock(wraps=prepacked._with_packed_weight))
+    monkeypatch.setattr(prepacked, "_Product", counted := Mock(wraps=prepacked._Product))
     packed = sample(model, engine)
-    assert counted.call_count
+    together = {len(call.args[0]) for call in counted.call_args_list}
+    assert together == TOGETHER[family]
     assert_same_tokens(packed, plain)
     np.testing.assert_allclose(np.concatenate(packed.logprobs), np.concatenate(plain.logprobs), atol=1e-5)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -294,7 +316,8 @@ def test_weights_laid_out_for_sampling_stand_back_under_autocast(monkeypatch: py
     monkeypatch.setattr(prepacked, "_SMALLEST", 1)
     layer = nn.Linear(16, 8)
     rows = torch.randn(3, 16)
-    with prepacked.prepacked(layer, 3):
+    with prepacked.prepacked(layer):
+        layer(rows)
         torch.testing.assert_close(layer(rows), nn.Linear.forward(layer, rows))
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(rows).dtype == layer(rows.bfloat16()).dtype == torch.bfloat16

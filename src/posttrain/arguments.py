@@ -36,6 +36,10 @@ def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Ar
         UserError: they do not fit together, or an optimizer or a package that they name is not installed.
     """
     kept = dict(values)
+    # Layers are compiled here (compiled.py): transformers would compile the whole model, again and again.
+    backend = kept.pop("torch_compile_backend", None)
+    for name in ("torch_compile", "torch_compile_mode"):
+        kept.pop(name, None)
     if "WORLD_SIZE" not in os.environ:
         kept.pop("ddp_backend", None)  # a single process has nobody to talk to, and transformers would ask it for one
     if kept.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
@@ -45,7 +49,6 @@ def checked_arguments(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Ar
         arguments.flags = dict(flags)
     if getattr(arguments.accelerator_config, "dispatch_batches", None):
         raise UserError("--accelerator_config: dispatch_batches is not available: each process reads its own rows")
-    backend = arguments.torch_compile_backend
     if backend is not None and backend.upper() not in DynamoBackend.__members__:
         known = ", ".join(name.lower() for name in DynamoBackend.__members__)
         raise UserError(f"--torch_compile_backend: {backend!r} is not one of {known}")

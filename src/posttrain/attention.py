@@ -27,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 
 from posttrain.batch import NO_PARENT, Segments
 from posttrain.decoding import DecodingState
+from posttrain.recurring_sizes import compiles_for_sizes
 from posttrain.shared_prefix import attend_in_parts, attends_in_parts
 
 NAME = "posttrain"
@@ -51,6 +52,13 @@ def masks_from_segments() -> Iterator[None]:
         yield
     finally:
         _by_segments.reset(token)
+
+
+def no_mask(device: torch.device) -> torch.Tensor:
+    """What a forward pass with segments, or with a decoding state, is given as its mask. Of four dimensions, so that
+    models take it for a finished one and hand it on to attention, which does not read it; without one, they would look
+    for documents in the position ids, and wait for the GPU to tell."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def attention_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -112,14 +120,33 @@ def attention(
             return decoding.attend(layer, query, key, value, scaling, sliding_window), None
         decoding.record(layer, key, value)
     assert segments is not None
+    if _takes_varlen(query, dropout):
+        return _attend_varlen(query, key, value, segments, scaling, sliding_window), None
+    if not compiles_for_sizes(query.device, query.dtype):
+        return _attend(query, key, value, segments, scaling, dropout, sliding_window), None
+    # In float32 a CPU's kernels need not compile code for every length of a segment.
+    with torch.autocast("cpu", enabled=False):
+        output = _attend(query.float(), key.float(), value.float(), segments, scaling, dropout, sliding_window)
+    return output.to(value.dtype), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    if dropout == 0.0 and attends_in_parts(query, key, segments, window):
+        return attend_in_parts(query, key, value, segments, scaling).transpose(1, 2)
+    return _attend_per_segment(query, key, value, segments, scaling, dropout, window)
+
+
+def _takes_varlen(query: torch.Tensor, dropout: float) -> bool:
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256:
-        output = _attend_varlen(query, key, value, segments, scaling, sliding_window)
-    elif dropout == 0.0 and attends_in_parts(query, key, segments, sliding_window):
-        output = attend_in_parts(query, key, value, segments, scaling).transpose(1, 2)
-    else:
-        output = _attend_per_segment(query, key, value, segments, scaling, dropout, sliding_window)
-    return output, None
+    return query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256
 
 
 def _attend_per_segment(

@@ -23,7 +23,9 @@ import torch
 NO_PARENT = -1
 
 
-@dataclass(frozen=True)
+# Not frozen, though nothing changes it: torch 2.11 looks into frozen ones where layers are compiled, and would compile
+# them again for each number of segments.
+@dataclass(unsafe_hash=True)
 class Segments:
     """How a row of T tokens is cut up, in the form that attention needs. Knows nothing of token ids.
 
@@ -48,6 +50,10 @@ class Segments:
             length + (self.lengths[parent] if parent != NO_PARENT else 0)
             for length, parent in zip(self.lengths, self.parents, strict=True)
         )
+
+    def with_document(self, length: int) -> Segments:
+        """The same with another segment behind, that has no parent; masks that have been made are shared."""
+        return Segments((*self.lengths, length), (*self.parents, NO_PARENT), self._masks)
 
     def mask(self, query_length: int, key_length: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Causal mask aligned at the bottom right, True = attends; (query_length, key_length), shared by all layers."""
@@ -208,9 +214,9 @@ class PackedBatch:
         for row, tokens in enumerate(rows):
             index[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        attention_mask = torch.from_numpy(mask).to(device)
+        attention_mask = torch.from_numpy(mask).to(device, non_blocking=True)
         return PaddedRows(
-            input_ids=self.input_ids[torch.from_numpy(index).to(device)] * attention_mask,
+            input_ids=self.input_ids[torch.from_numpy(index).to(device, non_blocking=True)] * attention_mask,
             attention_mask=attention_mask,
             target_index=self.sequence_ids * length + self.position_ids[self.target_positions],
         )

@@ -7,12 +7,14 @@ model's own forward call, so that the hooks of DDP, FSDP and DeepSpeed run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from posttrain.recurring_sizes import compiles_for_sizes, num_filling
 
 # Logits worked on at once, in the forward and in the backward pass. Forward, a CPU passes some ten times over what its
 # caches should hold (1 MiB in float32); backward, few times, but each time over the whole gradient of the head. A GPU
@@ -111,40 +113,59 @@ class _HeadStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Summed over the chunks in float32, whatever the weight is in.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
+
+        def of_logits(rows: slice) -> torch.Tensor:
             p = (
                 kept[rows]
                 if kept is not None
                 else _head_logits(hidden[rows], weight, bias, ctx.temperature).softmax(-1)
             )
             grad = _logits_gradient(p, targets[rows], entropy[rows], gradient[rows], ctx.with_entropy)
-            if ctx.temperature != 1.0:
-                grad /= ctx.temperature
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                if grad.dtype == torch.float32:
-                    grad_weight.addmm_(grad.T, hidden[rows])
-                else:
-                    grad_weight += grad.T @ hidden[rows]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+            return grad if ctx.temperature == 1.0 else grad.div_(ctx.temperature)
+
+        return *head_gradients(ctx.needs_input_grad[:3], hidden, weight, bias, ctx.chunk, of_logits), *(None,) * 4
+
+
+def head_gradients(
+    needed: tuple[bool, ...],
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    chunk: int,
+    of_logits: Callable[[slice], torch.Tensor],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of hidden states, head and bias, chunk by chunk.
+
+    Args:
+        needed: which of the three.
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        chunk: targets at a time.
+        of_logits: the gradient (n, V) of the logits of some rows.
+    """
+    grad_hidden = torch.empty_like(hidden) if needed[0] else None
+    # Summed over the chunks in float32, whatever the weight is in.
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needed[2] and bias is not None else None
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        grad = of_logits(rows)
+        if grad_bias is not None:
+            grad_bias += grad.sum(0, dtype=torch.float32)
+        grad = grad.to(weight.dtype)
+        if grad_hidden is not None:
+            torch.mm(grad, weight, out=grad_hidden[rows])
+        if grad_weight is not None:
+            if grad.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, hidden[rows])
+            else:
+                grad_weight += grad.T @ hidden[rows]
+    return (
+        grad_hidden,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+    )
 
 
 def _head_logits(
@@ -172,6 +193,7 @@ def head_statistics(
     targets: torch.Tensor,
     temperature: float = 1.0,
     with_entropy_gradient: bool = False,
+    apply: Callable[..., torch.Tensor] = _HeadStatistics.apply,
 ) -> torch.Tensor:
     """Statistics of each target under softmax((hidden · weightᵀ + bias) / temperature).
 
@@ -182,6 +204,7 @@ def head_statistics(
         targets: (N,) int64.
         temperature: divides the logits.
         with_entropy_gradient: whether the entropy is part of a loss; without it the backward pass is cheaper.
+        apply: what goes through the chunks.
 
     Returns:
         (N, 5) float32: the columns of TokenStatistics; a gradient in the first, and in the second if asked for.
@@ -194,13 +217,14 @@ def head_statistics(
         hidden = hidden.to(weight.dtype)
     chunks = targets_at_once(hidden.device.type, weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadStatistics.apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
+        return apply(hidden, weight, bias, targets, temperature, chunks, with_entropy_gradient)
 
 
 class _Asked:
     """What a head is asked for. Shared with copies of the head: peft trains one in its place, on request."""
 
     request: tuple[torch.Tensor, torch.Tensor, float, bool] | None = None
+    statistics: Callable[..., torch.Tensor] = staticmethod(head_statistics)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Asked:
         return self
@@ -238,10 +262,15 @@ class TargetHead(nn.Linear):
         if self._asked.request is None:
             return super().forward(hidden)
         index, targets, temperature, with_entropy_gradient = self._asked.request
+        count = len(index)
+        if count and compiles_for_sizes(hidden.device, self.weight.dtype):
+            again = torch.zeros(num_filling(count), dtype=torch.int64)  # the first target, and nobody looks
+            index, targets = torch.cat([index, index[again]]), torch.cat([targets, targets[again]])
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
-        return head_statistics(
+        statistics = self._asked.statistics(
             rows, self.weight, self.bias, targets, temperature, with_entropy_gradient=with_entropy_gradient
-        )[None]
+        )
+        return statistics[None, :count]
 
 
 def statistics_from_logits(logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -43,21 +43,38 @@ class Reference:
     Args:
         scorer: of `model`, or of the policy where there is none.
         model: frozen; None means the policy without its adapter.
+        autocast: type of its products, that of the policy's (`mixed_precision`): in another one, rounding would be
+            taken for a difference between the two. None: that of its weights.
     """
 
     scorer: Scorer
     model: PreTrainedModel | None = None
+    autocast: torch.dtype | None = None
 
     @classmethod
-    def frozen_copy(cls, policy: PreTrainedModel, device: torch.device, packed: bool, spread: bool) -> Reference:
+    def frozen_copy(
+        cls,
+        policy: PreTrainedModel,
+        device: torch.device,
+        packed: bool,
+        spread: bool,
+        autocast: torch.dtype | None = None,
+    ) -> Reference:
         """The policy as it is now; arguments as for `frozen`."""
         own: dict[int, Any] = {}
         if spread:  # which copies the parts that stay; in one piece nothing is held twice
             own = {id(one): torch.nn.Parameter(one.detach(), requires_grad=False) for one in policy.parameters()}
-        return cls.frozen(copy.deepcopy(policy, own), device, packed, spread)
+        return cls.frozen(copy.deepcopy(policy, own), device, packed, spread, autocast)
 
     @classmethod
-    def frozen(cls, model: PreTrainedModel, device: torch.device, packed: bool, spread: bool) -> Reference:
+    def frozen(
+        cls,
+        model: PreTrainedModel,
+        device: torch.device,
+        packed: bool,
+        spread: bool,
+        autocast: torch.dtype | None = None,
+    ) -> Reference:
         """A model of its own, frozen in place.
 
         Args:
@@ -65,6 +82,7 @@ class Reference:
             device: of this process.
             packed: as for `Scorer`.
             spread: over all processes, which are then to score batches together, each as many as the others.
+            autocast: type of products; None: that of the weights.
         """
         is_spread = spread and not getattr(model, "is_quantized", False)  # 4 bits cannot be cut anywhere
         if not is_spread:
@@ -74,7 +92,7 @@ class Reference:
         scorer = Scorer(model, packed)
         if is_spread:
             spread_frozen(model, device)
-        return cls(scorer, model)
+        return cls(scorer, model, autocast)
 
     @torch.no_grad()
     def complete(
@@ -96,6 +114,8 @@ class Reference:
                 model.eval()
                 stack.callback(model.train, was_training)
                 stack.enter_context(_unwrap(policy).disable_adapter())
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(batch.input_ids.device.type, self.autocast))
             logprobs = self.scorer(model, batch, temperature).logprobs
         return dataclasses.replace(batch, reference_logprobs=logprobs)
 
@@ -118,6 +138,11 @@ class Reference:
                     page="distributed.md",
                 )
             part.copy_(kept)
+
+
+def mixed_precision(arguments: TrainingArguments) -> torch.dtype | None:
+    """The type in which the policy of a run multiplies; None: that of its weights."""
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
 
 
 def _unwrap(model: Any) -> Any:
@@ -168,7 +193,9 @@ def with_stored_logprobs(
     """
     model = reference.model
     assert model is not None
-    key = hashlib.sha256(f"{digest_of_model(model)} {dataset._fingerprint} {model.dtype}".encode()).hexdigest()[:32]
+    products = "" if reference.autocast is None else f" {reference.autocast}"
+    about = f"{digest_of_model(model)} {dataset._fingerprint} {model.dtype}{products}"
+    key = hashlib.sha256(about.encode()).hexdigest()[:32]
     path = folder / f"{key}.arrow"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # of several processes on a machine one computes, the others read

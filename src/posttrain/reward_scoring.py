@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from posttrain import attention
 from posttrain.batch import PackedBatch
-from posttrain.scoring import agrees, may_attend_by_segments, trial_batch, try_packed
+from posttrain.scoring import agrees, may_attend_by_segments, packed_inputs, trial_batch, try_packed
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class RewardScorer:
 
     def __init__(self, model: PreTrainedModel, packed: bool = True):
         self.packed = self.has_head = False
+        self._dtype = model.dtype
         # Some classifiers (encoders) know no cache.
         takes_cache = "use_cache" in inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
@@ -90,11 +91,7 @@ class RewardScorer:
             (C,) float32, the score of each sequence.
         """
         if self.packed:
-            inputs: dict[str, Any] = {
-                "input_ids": batch.input_ids[None],
-                "position_ids": batch.position_ids[None],
-                "segments": batch.segments,
-            }
+            inputs = packed_inputs(batch, self._dtype)
             ends = batch.end_positions
         else:
             rows = batch.padded()

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from posttrain import attention
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.logprobs import TargetHead, TokenStatistics, statistics_from_logits
+from posttrain.recurring_sizes import compiles_for_sizes, filled
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, packed: bool = True, adopt_head: bool = True):
         self.packed = False
         self.head: TargetHead | None = None
+        self._config = model.config
+        self._dtype = model.dtype
         trial = trial_batch(model.config.get_text_config().vocab_size).to(model.device)
         was_training = model.training
         model.eval()
@@ -71,11 +74,9 @@ class Scorer:
             with_entropy_gradient: whether the entropy is part of a loss.
         """
         if self.packed:
-            inputs = {
-                "input_ids": batch.input_ids[None],
-                "position_ids": batch.position_ids[None],
-                "segments": batch.segments,
-            }
+            # The router loss of a mixture of experts reads the mask, and counts every token of the row.
+            is_routed = getattr(self._config, "output_router_logits", False)
+            inputs = packed_inputs(batch, self._dtype, not is_routed)
             index = batch.target_positions
         else:
             rows = batch.padded()
@@ -96,6 +97,21 @@ class Scorer:
         logprobs, entropy, is_argmax, mean_logit, log_collision = table.unbind(1)
         router_loss = getattr(output, "aux_loss", None)
         return TokenStatistics(logprobs, entropy, is_argmax, mean_logit, log_collision, router_loss)
+
+
+def packed_inputs(batch: PackedBatch, dtype: torch.dtype, is_plain: bool = True) -> dict[str, Any]:
+    """What a model is called with that attends by segments.
+
+    Args:
+        batch: on the model's device.
+        dtype: of the model's weights.
+        is_plain: whether nothing but attention looks at the mask, and nothing at all at tokens that do not count.
+    """
+    ids, positions, segments = batch.input_ids, batch.position_ids, batch.segments
+    if is_plain and compiles_for_sizes(ids.device, dtype):
+        ids, positions, segments = filled(batch)
+    inputs = {"input_ids": ids[None], "position_ids": positions[None], "segments": segments}
+    return inputs | ({"attention_mask": attention.no_mask(ids.device)} if is_plain else {})
 
 
 def trial_batch(vocab_size: int) -> PackedBatch:

@@ -93,7 +93,10 @@ def _shared(trainer: PostTrainer, rows: Any, batches: BatchSampler) -> DataLoade
 
 
 def _shield(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Lets the processes of a loader outlive signals, which are the business of the process that trains."""
+    """Lets the processes of a loader outlive signals, which are the business of the process that trains; and batches
+    stay where they are, until the trainer moves them: accelerate would wait for the GPU with each of their tensors."""
+    if getattr(loader, "device", None) is not None:
+        loader.device = None
     inner: Any = getattr(loader, "base_dataloader", loader)  # accelerate puts one around it
     if getattr(inner.worker_init_fn, "func", None) is not shielded:  # transformers keeps loaders of evaluation
         begin = inner._get_iterator

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -24,6 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from posttrain.batch import PackedBatch
 from posttrain.checkpoint_trainer import CheckpointTrainer
 from posttrain.counts import Counts
+from posttrain.data.ahead import Coming
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.finite import FiniteTrainer
@@ -42,6 +44,9 @@ from posttrain.watch import NotFinite
 
 # Beside a checkpoint's other files, one a process: what a method needs to go on, and what has not been logged yet.
 STATE_FILE = "posttrain_state_{rank}.pt"
+
+# Devices beside which a core is idle.
+READING_AHEAD = {"cuda"}
 
 
 def peak_memory_mib() -> float:
@@ -79,6 +84,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self._record: StepRecord | None = None
+        self._coming: tuple[Iterator[PackedBatch], Coming[list[PackedBatch]]] | None = None
         self._offloading = offloading_from(self.args.device) if method.config.activation_offloading else None
 
     def record_steps(self, record: StepRecord) -> None:
@@ -104,7 +110,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
     ) -> tuple[list[PackedBatch], dict[str, float]]:
         """The micro-batches of one optimizer step, and what their losses are divided by."""
         with leaving_if_lost(self):
-            batches = list(itertools.islice(epoch_iterator, num_batches))
+            batches = self._next_batches(epoch_iterator, num_batches)
         if self._record is not None:
             self._record.batches(batches)
         totals: dict[str, float] = defaultdict(float)
@@ -120,8 +126,27 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
             totals = dict(zip(totals, sums, strict=False))
         return batches, dict(totals)
 
+    def _next_batches(self, batches: Iterator[PackedBatch], number: int) -> list[PackedBatch]:
+        if not self._reads_ahead:
+            return list(itertools.islice(batches, number))
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] is batches:  # of another epoch nothing comes but its end
+            found = coming[1].result()
+        else:
+            found = list(itertools.islice(batches, number))
+        if found:
+            self._coming = batches, Coming(list(itertools.islice(batches, number)) for _ in range(1))
+        return found
+
+    @property
+    def _reads_ahead(self) -> bool:
+        """Whether a thread puts the next step's batches together while a GPU computes this one. Not where batches are
+        sampled from the policy, where a stream or other processes do so already."""
+        is_stored = isinstance(self.train_dataset, Dataset) and self.args.dataloader_num_workers == 0
+        return is_stored and not self.method.makes_batches and self.args.device.type in READING_AHEAD
+
     def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
-        return self.method.complete(inputs.to(self.args.device), self.model_wrapped)
+        return self.method.complete(inputs.to(self.args.device, non_blocking=True), self.model_wrapped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -141,6 +166,12 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
 
     # -- loss
 
+    def score(self, model: nn.Module, batch: PackedBatch) -> Any:
+        """What the scorer says of a batch, in mixed precision from its first line on: the wrapped model switches that
+        on for itself alone, when its inputs have been made."""
+        with self.accelerator.autocast():
+            return self.scorer(model, batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -149,7 +180,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         num_items_in_batch: dict[str, float] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """This micro-batch's share of the step's loss; shares of all micro-batches and ranks add up to the loss."""
-        statistics = self.scorer(model, inputs)
+        statistics = self.score(model, inputs)
         loss = self.method.loss(inputs, statistics)
         totals = num_items_in_batch or self.method.weights(inputs)
         # A step without a single target has sums of 0, and nothing to divide them by.
@@ -304,7 +335,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         self.not_finite = NotFinite()
         for inputs in dataloader:
             batch = self._prepare_inputs(inputs)
-            loss = self.method.loss(batch, self.scorer(model, batch))
+            loss = self.method.loss(batch, self.score(model, batch))
             weights = self.method.weights(batch)
             for i, term in enumerate(loss.terms):
                 names.append(f"term {i}")

@@ -163,8 +163,10 @@ class EmbeddingNoise:
         if self.batch is None or not module.training:
             return None
         rows, length, width = output.shape
-        if (rows, length) == (1, self.batch.input_ids.shape[0]):
-            lengths = torch.from_numpy(tokens_of_sequences(self.batch)).to(output.device)
+        if rows == 1 and length >= self.batch.input_ids.shape[0]:  # there may be tokens behind it that do not count
+            of_tokens = tokens_of_sequences(self.batch)
+            of_tokens = np.pad(of_tokens, (0, length - len(of_tokens)), constant_values=1)
+            lengths = torch.from_numpy(of_tokens).to(output.device)
         else:  # padded rows
             lengths = torch.full((length,), length, device=output.device)
         scale = self.alpha / (lengths * width).sqrt()

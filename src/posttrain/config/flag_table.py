@@ -36,6 +36,7 @@ DIFFERS = {
     "gradient_checkpointing": "off on a CPU, where time is short and memory is not",
     "activation_checkpointing": "taken with older transformers, too",
     "activation_checkpointing_kwargs": "taken with older transformers, too",
+    "torch_compile": "its layers, once for rows of any length; sampling is not compiled",
     "neftune_noise_alpha": "scaled by the length of each sequence, not of the padded row",
     "include_num_input_tokens_seen": "all and non_padding count the same: there is no padding",
     "do_eval": "evaluates after the last step where eval_strategy is no",

@@ -74,7 +74,7 @@ class PrecisionFlags:
     activation_checkpointing_kwargs: dict[str, Any] | None = theirs(
         None, "Newer name of gradient_checkpointing_kwargs."
     )
-    torch_compile: bool | None = theirs(False, "Compile the model with torch.compile.")
+    torch_compile: bool | None = theirs(False, "Compile the model's layers with torch.compile, once for all lengths.")
     torch_compile_backend: str | None = theirs(None, "Backend of torch.compile; implies torch_compile.")
     torch_compile_mode: str | None = theirs(
         None, "Mode of torch.compile; implies torch_compile.", choices=COMPILE_MODES

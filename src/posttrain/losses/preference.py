@@ -186,7 +186,7 @@ def sequence_sums(values: torch.Tensor, sequence_ids: torch.Tensor, num_pairs: i
 def length_desensitised(sequence_ids: torch.Tensor, num_pairs: int, ld_alpha: float) -> torch.Tensor:
     """Weights of the targets in LD-DPO (arXiv 2409.06411, eq. 11): 1 up to the shorter completion's length, ld_alpha
     beyond it. (N,) → (N,); sequence_ids are sorted."""
-    lengths = torch.bincount(sequence_ids, minlength=2 * num_pairs)
+    lengths = sequence_sums(torch.ones_like(sequence_ids), sequence_ids, num_pairs).flatten()
     offset = torch.arange(len(sequence_ids), device=sequence_ids.device) - (lengths.cumsum(0) - lengths)[sequence_ids]
     shared = lengths.view(num_pairs, 2).amin(1).repeat_interleave(2)[sequence_ids]
     return torch.where(offset < shared, 1.0, ld_alpha)

@@ -30,6 +30,8 @@ class Method:
         config: the flags of the run.
     """
 
+    makes_batches = False  # from the policy, as it is when they are asked for
+
     def __init__(self, config: CommonConfig):
         self.config = config
 

@@ -17,7 +17,7 @@ from posttrain.losses.preference import PreferenceOptions, preference_loss
 from posttrain.methods import Method, Row
 from posttrain.methods.pairs import segments_of_pairs
 from posttrain.models import load_causal_model
-from posttrain.reference import COLUMN, Reference, SyncReference, with_stored_logprobs
+from posttrain.reference import COLUMN, Reference, SyncReference, mixed_precision, with_stored_logprobs
 from posttrain.sharding import spreads_weights
 
 if TYPE_CHECKING:
@@ -46,16 +46,17 @@ class DPO(Method):
     ) -> list[Dataset]:
         config, device = self.config, arguments.device
         packed, spread = config.attn_implementation is None, spreads_weights(arguments)
+        half = mixed_precision(arguments)
         if config.ref_model_name_or_path:
             path, flag = config.ref_model_name_or_path, "--ref_model_name_or_path"
             other = load_causal_model(config, path, flag, revision="main")  # model_revision is that of the policy
-            self.reference = Reference.frozen(other, device, packed, spread)
+            self.reference = Reference.frozen(other, device, packed, spread, half)
         elif config.precompute_ref_log_probs:
-            self.reference = Reference(scorer, model.eval())
+            self.reference = Reference(scorer, model.eval(), half)
         elif config.use_peft:
-            self.reference = Reference(scorer)
+            self.reference = Reference(scorer, autocast=half)
         else:
-            self.reference = Reference.frozen_copy(model, device, packed, spread)
+            self.reference = Reference.frozen_copy(model, device, packed, spread, half)
         if not config.precompute_ref_log_probs:
             return list(datasets)
         folder = cache_root(config.cache_dir) / "reference"

@@ -23,9 +23,9 @@ from posttrain.config import PolicyConfig
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
-from posttrain.losses.advantages import Advantages, zero_variance_groups
+from posttrain.losses.advantages import Advantages, reward_statistics, zero_variance_groups
 from posttrain.methods import Method
-from posttrain.reference import Reference, SyncReference
+from posttrain.reference import Reference, SyncReference, mixed_precision
 from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.completions import SHOWN, completions_table, show_completions, write_completions
 from posttrain.rollout.engines import Policy, check_engine, make_engine, policy_for, sampling_of
@@ -58,6 +58,7 @@ class PolicyMethod(Method):
     """A policy that learns from rewards of what it writes."""
 
     config: PolicyConfig
+    makes_batches = True
     needs_entropy_gradient = False
     kl_in_reward = False
     corrects_sampler = False  # whether the loss wants to know how far another engine was from the policy
@@ -137,11 +138,12 @@ class PolicyMethod(Method):
     ) -> list[Dataset]:
         config, device = self.config, arguments.device
         self.engine = make_engine(config, model, self.scorer, arguments)
+        half = mixed_precision(arguments)
         if config.beta and config.use_peft:
-            self.reference = Reference(self.scorer)
+            self.reference = Reference(self.scorer, autocast=half)
         elif config.beta:
-            packed = config.attn_implementation is None
-            self.reference = Reference.frozen_copy(model, device, packed, spreads_weights(arguments))
+            packed, spread = config.attn_implementation is None, spreads_weights(arguments)
+            self.reference = Reference.frozen_copy(model, device, packed, spread, half)
         self.rewards: Rewards = build_rewards(config, device)
         return list(datasets)
 
@@ -178,9 +180,9 @@ class PolicyMethod(Method):
             self.policy, self._done = policy_for(config, self.engine, trainer, functools.partial(self._score, trainer))
         collector = self._collector(trainer, rows, in_evaluation)
         complete = functools.partial(self._complete, trainer, in_evaluation=in_evaluation)
-        observe = functools.partial(self._observe, trainer, rows, in_evaluation)
         rollouts: EvalRollouts | TrainRollouts
         if in_evaluation:
+            observe = functools.partial(self._observe_evaluation, trainer, len(rows) * collector.num_generations, [])
             together = arguments.per_device_eval_batch_size * arguments.world_size
             rollouts = EvalRollouts(collector, max(1, together // collector.num_generations), complete, observe)
         else:
@@ -189,7 +191,7 @@ class PolicyMethod(Method):
                 self.schedule,
                 self._order(rows, arguments),
                 complete,
-                observe,
+                functools.partial(self._observe, trainer, rows),
                 self._without_variance,
                 config.mask_truncated_completions,
                 config.max_resampling_rounds if config.dynamic_sampling else 0,
@@ -311,7 +313,8 @@ class PolicyMethod(Method):
         """A forward pass of the policy as it is now, without dropout."""
         was_training = trainer.model_wrapped.training
         trainer.model_wrapped.eval()
-        statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
+        with trainer.accelerator.autocast():  # as in PostTrainer.score
+            statistics = self.scorer(trainer.model_wrapped, batch, self.config.temperature)
         trainer.model_wrapped.train(was_training)
         return statistics
 
@@ -319,19 +322,41 @@ class PolicyMethod(Method):
         self,
         trainer: PostTrainer,
         rows: Dataset,
-        in_evaluation: bool,
         rollouts: list[Rollout],
         advantages: np.ndarray,
         metrics: dict[str, float],
     ) -> None:
-        trainer.count(as_loss(metrics, trainer.args.device, len(rollouts) if in_evaluation else None))
-        if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
+        trainer.count(as_loss(metrics, trainer.args.device))
+        if self.config.log_completions and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
             folder = Path(trainer.args.output_dir) / "completions"
             self.last_completions = write_completions(table, self.last_completions, folder)
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)
+
+    def _observe_evaluation(
+        self,
+        trainer: PostTrainer,
+        number: int,
+        seen: list[Rollout],
+        rollouts: list[Rollout],
+        advantages: np.ndarray,
+        metrics: dict[str, float],
+    ) -> None:
+        """Of completions and rewards, the figures of the whole evaluation, however it was cut into batches; of the
+        others the mean over completions."""
+        described = self._described(rollouts)
+        others = {name: value for name, value in metrics.items() if name not in described}
+        trainer.count(as_loss(others, trainer.args.device, len(rollouts)))
+        seen += rollouts
+        if len(seen) == number:
+            trainer.count(as_loss(self._described(seen), trainer.args.device))
+
+    def _described(self, rollouts: list[Rollout]) -> dict[str, float]:
+        rewards = torch.from_numpy(np.stack([rollout.rewards for rollout in rollouts]))
+        statistics = reward_statistics(rewards, self.config.reward_weights)
+        return length_metrics(rollouts) | statistics.metrics(self.rewards.names)
 
     # -- state
 

@@ -159,6 +159,8 @@ def _register() -> None:
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    from posttrain.recurring_sizes import compiles_for_sizes
+
     if _NAME in AttentionInterface._global_mapping:
         return
 
@@ -178,7 +180,10 @@ def _register() -> None:
             raise NotImplementedError
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-        return Kept.apply(query, key, value).transpose(1, 2), None
+        dtype = value.dtype
+        if _contiguous_output[-1] and compiles_for_sizes(query.device, query.dtype):  # as attention.py does it
+            query, key, value = query.float(), key.float(), value.float()
+        return Kept.apply(query, key, value).transpose(1, 2).to(dtype), None
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)

@@ -238,7 +238,9 @@ def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
 def activation_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
     """What a forward pass over a micro-batch keeps for its backward pass, without the head."""
     saved, tokens = shape.saved, _tokens(shape, load)
-    copied = 2 * shape.key * (2 if setting.half else shape.number) * load.keys if shape.by_segments else 0.0
+    half = 2 if setting.half else shape.number
+    number = half if setting.on_gpu else max(4, shape.number)  # a CPU attends in float32 at least
+    copied = 2 * shape.key * number * load.keys if shape.by_segments else 0.0
     in_layer = saved.of_token_in_layer * tokens + copied
     casts = saved.of_layer * shape.layers + saved.outside
     outside = saved.of_token_outside * tokens

@@ -159,7 +159,7 @@ def _counts(model: Any, about: Any) -> dict[str, int]:
             share = min(1.0, asked / value.shape[0])
         per_token += int(value.numel() * share)
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight.numel() >= 2**17:
+        if isinstance(module, torch.nn.Linear) and module.weight.numel() >= 2**14:
             large += module.weight.numel() * 4
     size = 0 if head is None else head.weight.numel()
     return {"per_token": per_token, "head": size, "large_linears": large if large <= 2**30 else 0}

@@ -19,7 +19,7 @@ class _Drawn(LogitsProcessor):
         self.record = record
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        tokens = self.record.draw(scores)
+        tokens = self.record.add(self.record.drawn(scores, self.record.numbers))
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 

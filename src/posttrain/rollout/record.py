@@ -15,6 +15,10 @@ _CHECK_EVERY = {"cpu": 1}
 _CHECK_EVERY_ELSEWHERE = 16
 
 
+# Tokens (R,), their log-probs, and those under softmax(logits / temperature) alone.
+Drawn = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Completions:
     """C sampled completions: those of the first prompt, those of the second, and so on.
@@ -60,19 +64,33 @@ class Record:
         self._ended = torch.zeros(len(self.rows), dtype=torch.bool, device=device)
         self._seen: torch.Tensor | None = None
         self._check_every = _CHECK_EVERY.get(device.type, _CHECK_EVERY_ELSEWHERE)
-        self._new: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # steps since rows last left
+        self._new: list[Drawn] = []  # steps since rows last left
         shape = (len(self.rows), sampling.max_new_tokens)
         self._kept = tuple(np.zeros(shape, dtype) for dtype in (np.int64, np.float32, np.float32))
 
-    def draw(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (R, V) of the rows in the batch → their next tokens (R,)."""
+    @property
+    def numbers(self) -> torch.Tensor:
+        """(R,) those of the next tokens."""
+        return self._numbers[self.step]
+
+    def drawn(self, logits: torch.Tensor, numbers: torch.Tensor) -> Drawn:
+        """Draws the next token of every row, which the caller then adds. Operators alone, the same ones each time.
+
+        Args:
+            logits: (R, V) of the rows in the batch.
+            numbers: (R,) of these tokens.
+        """
         if self.sampling.penalises and self._seen is None:
             self._seen = self._tokens_of_prompts(logits)
-        drawn = draw(logits, self._numbers[self.step], self.sampling, self._seen)
+        drawn = draw(logits, numbers, self.sampling, self._seen)
         if self._seen is not None:
             self._seen.scatter_(1, drawn[0][:, None], True)
+        self._ended.logical_or_((drawn[0][:, None] == self._eos).any(-1))
+        return drawn
+
+    def add(self, drawn: Drawn) -> torch.Tensor:
+        """Keeps what has been drawn; returns the tokens (R,)."""
         self._new.append(drawn)
-        self._ended |= (drawn[0][:, None] == self._eos).any(-1)
         self.step += 1
         return drawn[0]
 
