@@ -106,8 +106,8 @@ deps: setup ## bring the stages' lists of source files in dvc.yaml up to date
 docs: setup ## write docs/flags.md from the flags
 	$(BIN)/python -m posttrain.config.flag_table
 
-bench: setup ## measure whole training steps against the peer (DATA=folder)
-	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data $(DATA))
+bench: setup ## measure training beside the peer, into docs/speed.md (DATA=folder; ALL=1, CHECK=1: has anything got worse?)
+	$(BIN)/python -m benchmarks.comparison $(if $(DATA),--data '$(DATA)') $(if $(ALL),--all) $(if $(CHECK),--check)
 
 clean: ## remove the environments, checkpoints and tool caches; models and the DVC cache stay
 	rm -rf .venv .venv-peer .venv-audit work build .mypy_cache .ruff_cache src/*.egg-info

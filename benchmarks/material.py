@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,20 +25,39 @@ CHAT_TEMPLATE = (
 )
 
 
+def read(path: Path, count: int | None = None) -> list[dict]:
+    """The first lines of a JSONL file, or all of them."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in itertools.islice(file, count)]
+
+
+def conversation(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def sft_rows(folder: Path, count: int) -> list[dict]:
     """GSM8K's first training questions as conversations."""
-    with open(folder / "gsm8k_train.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
-    return [
-        {"messages": [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]}
-        for r in rows
-    ]
+    rows = read(folder / "gsm8k_train.jsonl", count)
+    return [{"messages": conversation(row["question"], row["answer"])} for row in rows]
 
 
-def pair_rows(folder: Path, count: int) -> list[dict]:
+def pair_rows(folder: Path, count: int | None = None) -> list[dict]:
     """hh-rlhf's first pairs as they are: two whole dialogues with a common beginning."""
-    with gzip.open(folder / "hh_harmless_test.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
+    return read(folder / "hh_harmless_test.jsonl.gz", count)
+
+
+def solution_pairs(folder: Path) -> list[dict]:
+    """A right and a wrong solution of a question, by whichever models; every right one with one wrong one."""
+    pairs = []
+    for row in read(folder / "gsm8k_model_solutions.jsonl"):
+        solutions = [value for value in row.values() if isinstance(value, dict)]
+        right = [s["solution"] for s in solutions if s["is_correct"]]
+        wrong = [s["solution"] for s in solutions if not s["is_correct"]]
+        for chosen, rejected in zip(right, wrong, strict=False):
+            turns = {"chosen": chosen, "rejected": rejected}
+            pair = {name: conversation(row["question"], text)[1:] for name, text in turns.items()}
+            pairs.append({"prompt": conversation(row["question"], "")[:1], **pair})
+    return pairs
 
 
 def prompt_rows(folder: Path, count: int) -> list[dict]:
@@ -83,6 +103,25 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": MAX_LENGTH * 2,
+}
+# Qwen2s with a vocabulary of 4,096, embeddings and head tied: 0.5, 4.2, 27 and 100 million parameters.
+MODELS: dict[str, dict[str, int]] = {
+    "0.5M": {"hidden_size": 64, "intermediate_size": 192},
+    "4M": SIZES,
+    "27M": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+    "100M": {
+        "hidden_size": 768,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
 }
 
 

@@ -6,38 +6,14 @@ It shows that real rows go through; what such a small model learns is little.
 """
 
 import argparse
-import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from material import make_model, make_tokenizer, texts_of
+from material import conversation, make_model, make_tokenizer, pair_rows, read, solution_pairs, texts_of
 
 HELD_OUT = 200
-
-
-def read(path: Path) -> list[dict]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def conversation(question: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def solution_pairs(folder: Path) -> list[dict]:
-    """A right and a wrong solution of a question, by whichever models; every right one with one wrong one."""
-    pairs = []
-    for row in read(folder / "gsm8k_model_solutions.jsonl"):
-        solutions = [value for value in row.values() if isinstance(value, dict)]
-        right = [s["solution"] for s in solutions if s["is_correct"]]
-        wrong = [s["solution"] for s in solutions if not s["is_correct"]]
-        for chosen, rejected in zip(right, wrong, strict=False):
-            turns = {"chosen": chosen, "rejected": rejected}
-            pair = {name: conversation(row["question"], text)[1:] for name, text in turns.items()}
-            pairs.append({"prompt": conversation(row["question"], "")[:1], **pair})
-    return pairs
 
 
 def write(folder: Path, train: list[dict], test: list[dict]) -> None:
@@ -92,7 +68,7 @@ def main() -> None:
     questions = [{"prompt": row["messages"][:1], "answer": row["messages"][1]["content"]} for row in gsm8k]
     pairs = solution_pairs(args.data)
     # As it stands, but for the pairs whose dialogues are the same: those teach nothing, and are refused.
-    hh = [row for row in read(args.data / "hh_harmless_test.jsonl.gz") if row["chosen"] != row["rejected"]]
+    hh = [row for row in pair_rows(args.data) if row["chosen"] != row["rejected"]]
     write(args.to / "gsm8k", gsm8k, test[:HELD_OUT])
     write(args.to / "questions", questions, questions[:HELD_OUT])
     write(args.to / "solutions", pairs[HELD_OUT:], pairs[:HELD_OUT])

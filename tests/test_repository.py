@@ -191,7 +191,7 @@ def test_the_peer_is_imported_nowhere_but_in_its_own_environment() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if "trl" in third_party(path)
     ]
-    assert peers in ([], ["benchmarks/peer_runner.py"])
+    assert peers in ([], ["benchmarks/comparison/peer_run.py"])
 
 
 def test_dependencies_are_what_is_imported() -> None:

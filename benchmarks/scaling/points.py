@@ -12,27 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.material import SIZES, VOCABULARY, make_model
+from benchmarks.material import MODELS, VOCABULARY, make_model
 
-# Qwen2s with a vocabulary of 4,096, embeddings and head tied: 0.5, 4.2, 27 and 100 million parameters.
-MODELS: dict[str, dict[str, int]] = {
-    "0.5M": {"hidden_size": 64, "intermediate_size": 192},
-    "4M": SIZES,
-    "27M": {
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-    },
-    "100M": {
-        "hidden_size": 768,
-        "intermediate_size": 2816,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-    },
-}
 _MOST_POSITIONS = 16_384
 _SPECIAL = ["<|end|>", "<|pad|>", "<|endoftext|>"]
 _STEPS_OF_ROWS = 16  # optimizer steps that the rows suffice for; then the run begins another pass over them
@@ -174,14 +155,19 @@ SMALLEST = Point("batch", "2", model="0.5M", rows=2, completion=16)  # to see wh
 
 def write_models(material: Path, names: list[str]) -> None:
     """Random models, with a tokenizer to which each letter is a token."""
+    tokenizer = letters()
+    for name in names:
+        tokenizer.save_pretrained(material / "models" / name)
+        sizes = MODELS[name] | {"max_position_embeddings": _MOST_POSITIONS}
+        make_model(tokenizer, **sizes).save_pretrained(material / "models" / name)
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer to which each letter is a token."""
     known = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     others = [f"<{index}>" for index in range(len(known), VOCABULARY)]  # in rows of ids alone
     plain = Tokenizer(models.BPE({name: index for index, name in enumerate([*known, *others])}, []))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     marks = dict(zip(("eos_token", "pad_token", "unk_token"), _SPECIAL, strict=True))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **marks)
-    for name in names:
-        tokenizer.save_pretrained(material / "models" / name)
-        sizes = MODELS[name] | {"max_position_embeddings": _MOST_POSITIONS}
-        make_model(tokenizer, **sizes).save_pretrained(material / "models" / name)
+    return PreTrainedTokenizerFast(tokenizer_object=plain, **marks)

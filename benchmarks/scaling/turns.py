@@ -1,87 +1,32 @@
-"""Measures runs in turn: each is a process of its own that waits after a whole step while the others take theirs."""
+"""Measures the points of a series, whose runs take their steps in turn."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.in_turn import Run, own_environment
 from benchmarks.scaling.points import Point
 from posttrain.config import parse_command_line
 from posttrain.planning import plan
 
-ROOT = Path(__file__).resolve().parents[2]
 _WARM_UP = 2  # steps
 _MOST_STEPS = 50  # a turn
 
 
-class Run:
-    """A run that waits for its turn. Entered as a context, it is started, and ended without saving anything.
+def _run(point: Point, material: Path) -> Run:
+    def command(address: str, scratch: Path) -> list[str]:
+        words = [address, point.method, *point.flags(material, scratch / "output")]
+        return [sys.executable, "-m", "benchmarks.own_run", *words]
 
-    Args:
-        point: to be measured.
-        material: folder of models and rows.
-    """
-
-    def __init__(self, point: Point, material: Path) -> None:
-        self.point, self._material = point, material
-
-    def __enter__(self) -> Run:
-        with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posttrain-scaling-")))
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            address = str(scratch / "turns")
-            listener.bind(address)
-            listener.listen()
-            listener.settimeout(1)
-            log = stack.enter_context(open(scratch / "log", "w+", encoding="utf-8"))
-            words = [address, self.point.method, *self.point.flags(self._material, scratch / "output")]
-            threads = self.point.cores // self.point.processes
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.scaling.timed_run", *words],
-                env=os.environ | {"OMP_NUM_THREADS": str(max(1, threads)), "TOKENIZERS_PARALLELISM": "false"},
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(self._end)
-            while True:
-                try:
-                    connection = stack.enter_context(listener.accept()[0])
-                    break
-                except TimeoutError:
-                    if self._process.poll() is not None:
-                        log.seek(0)
-                        sys.exit(f"the run {self.point} ended:\n{log.read()[-4000:]}")
-            self._channel = stack.enter_context(connection.makefile("rw", encoding="utf-8"))
-            self._channel.readline()  # training is about to begin
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._stack.close()
-
-    def _end(self) -> None:
-        self._process.kill()  # its launched processes end with it
-        self._process.wait()
-
-    def take(self, steps: int) -> list[dict[str, Any]]:
-        """Takes steps, and returns what each process says of them."""
-        self._channel.write(f"{steps}\n")
-        self._channel.flush()
-        reports: list[dict[str, Any]] = json.loads(self._channel.readline())
-        return reports
+    return Run(command, own_environment(max(1, point.cores // point.processes)))
 
 
 def measure(points: list[Point], material: Path, rounds: int, seconds: float) -> list[dict[str, Any]]:
@@ -99,7 +44,7 @@ def measure(points: list[Point], material: Path, rounds: int, seconds: float) ->
         at most of the fullest process; what a plan says of them.
     """
     with ExitStack() as stack:
-        runs = [stack.enter_context(Run(point, material)) for point in tqdm(points, "starting", leave=False)]
+        runs = [stack.enter_context(_run(point, material)) for point in tqdm(points, "starting", leave=False)]
         steps = []
         for run in runs:
             warm = run.take(_WARM_UP)
@@ -108,10 +53,14 @@ def measure(points: list[Point], material: Path, rounds: int, seconds: float) ->
         for _ in tqdm(range(rounds), points[0].series, leave=False):
             for index, run in enumerate(runs):
                 turns[index].append(run.take(steps[index]))
-    return [_summary(point, each, number, material) for point, each, number in zip(points, turns, steps, strict=True)]
+        started = [run.started for run in runs]
+    given = zip(points, started, turns, steps, strict=True)
+    return [_summary(point, before, each, number, material) for point, before, each, number in given]
 
 
-def _summary(point: Point, turns: list[list[dict[str, Any]]], steps: int, material: Path) -> dict[str, Any]:
+def _summary(
+    point: Point, started: list[dict[str, Any]], turns: list[list[dict[str, Any]]], steps: int, material: Path
+) -> dict[str, Any]:
     clock = [statistics.mean(turn[0]["seconds"]) for turn in turns]
     processor = [sum(statistics.mean(process["processor"]) for process in turn) for turn in turns]
     planned = plan(*parse_command_line(point.method, point.flags(material, material / "output")))
@@ -119,9 +68,9 @@ def _summary(point: Point, turns: list[list[dict[str, Any]]], steps: int, materi
         **dataclasses.asdict(point),
         "seconds": [statistics.median(clock), min(clock), max(clock)],
         "processor_seconds": [statistics.median(processor), min(processor), max(processor)],
-        "tokens": turns[-1][0]["tokens"] / steps,
+        "tokens": sum(load["unshared"] for process in turns[-1] for load in process["loads"]) / steps,
         "peak": max(process["peak"] for process in turns[-1]),
-        "before": max(process["before"] for process in turns[-1]),
+        "before": max(process["before"] for process in started),
         "planned_peak": planned.peak,
         "planned_seconds": planned.time.step,
     }

@@ -1,0 +1,1 @@
+"""Whole training steps of posttrain beside those of its peer, trl: `python -m benchmarks.comparison --help`."""

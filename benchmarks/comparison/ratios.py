@@ -1,0 +1,95 @@
+"""What the figures of a cell come to: ratios, aims, and whether something has got worse than it was."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BASELINES = Path(__file__).with_name("baselines.json")
+AIMS = {"sft": 2.5, "packed": 2.5, "reward": 6.0, "dpo": 8.0, "grpo": 3.0, "rloo": 3.0}  # times as fast as the peer
+AIM_OF_MEMORY = AIM_OF_START = 0.5  # of the peer's
+# By how much more than its baseline a ratio may be: on a machine that others use, time of five pairs of steps moves by
+# a tenth, of one pair of starts by more.
+TOLERANCES = {"time": 0.2, "memory": 0.05, "start": 0.25}
+
+
+def ratios(record: Mapping[str, Any]) -> dict[str, float]:
+    """Own by peer, so that less is better: of the time of a step the median over pairs of steps; of memory at most; of
+    processor seconds from the command to the first step, which other work on the machine moves less than the clock.
+
+    Args:
+        record: of a cell, as `measure` returns it.
+    """
+    own, peer = record["own"], record["peer"]
+    pairs = zip(own["seconds"], peer["seconds"], strict=True)
+    return {
+        "time": statistics.median(a / b for a, b in pairs),
+        "memory": own["peak"] / peer["peak"],
+        "start": own["start_processor"] / peer["start_processor"],
+    }
+
+
+def losses_apart(record: Mapping[str, Any]) -> float | None:
+    """The largest relative difference of the two sides' losses; None where each side trains on what it has sampled, or
+    has packed in an order of its own."""
+    if record["cell"]["method"] in ("packed", "grpo", "rloo"):
+        return None
+    pairs = zip(record["own"]["losses"], record["peer"]["losses"], strict=True)
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A ratio beside what it was.
+
+    Args:
+        cell: its name.
+        what: time, memory or start.
+        baseline, now: own by peer.
+        tolerance: by which share it may be more.
+    """
+
+    cell: str
+    what: str
+    baseline: float
+    now: float
+    tolerance: float
+
+    @property
+    def is_worse(self) -> bool:
+        return self.now > self.baseline * (1 + self.tolerance)
+
+
+def baselines_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of measured cells, as results.json holds them."""
+    records = results["cells"]
+    return {
+        "about": results["about"],
+        "tolerances": TOLERANCES,
+        "cells": {name: {what: round(r, 4) for what, r in ratios(one).items()} for name, one in records.items()},
+    }
+
+
+def verdicts(records: Mapping[str, Mapping[str, Any]], baselines: Mapping[str, Any]) -> list[Verdict]:
+    """Every ratio of the measured cells that has a baseline.
+
+    Args:
+        records: of cells, by name.
+        baselines: as `baselines_of` returns them.
+    """
+    return [
+        Verdict(name, what, baselines["cells"][name][what], now, baselines["tolerances"][what])
+        for name, record in records.items()
+        if name in baselines["cells"]
+        for what, now in ratios(record).items()
+    ]
+
+
+def read_baselines() -> dict[str, Any]:
+    """Those that are kept in the repository."""
+    found: dict[str, Any] = json.loads(BASELINES.read_text(encoding="utf-8"))
+    return found
