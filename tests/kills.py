@@ -9,20 +9,18 @@ that a killed process has not written to its end, any beginning may be there.
 from __future__ import annotations
 
 import dataclasses
-import gc
-import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from forks import free_ports, load_all
 
 # What a process tells Python's audit hooks before it changes a file; the last three are told by this module's own hand.
 OPEN, REWARD = "open", "kills.reward"
@@ -133,17 +131,7 @@ class Server:
 
 
 def _serve(model: str) -> None:
-    import transformers
-
-    for name in ("training", "methods.sft", "methods.reward", "methods.dpo", "methods.grpo", "methods.rloo"):
-        importlib.import_module(f"posttrain.{name}")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.AutoModelForCausalLM.from_pretrained(model)
-    gc.collect()
-    gc.freeze()  # a fork shares what it never looks through again
-    warnings.filterwarnings(
-        "ignore", "This process .* is multi-threaded", DeprecationWarning
-    )  # none of these holds a lock
+    load_all(Path(model))
     for line in sys.stdin:
         print(json.dumps(_run(**json.loads(line))), flush=True)
 
@@ -151,7 +139,7 @@ def _serve(model: str) -> None:
 def _run(words: list[str], folder: str, processes: int, kill: dict[str, Any] | None) -> dict[str, Any]:
     log, when = Path(folder).with_suffix(".log"), None if kill is None else Kill(**kill)
     began = time.monotonic()
-    port = _free_port() if processes > 1 else 0
+    port = free_ports(1)[0] if processes > 1 else 0
     with open(log, "wb") as output:
         told = os.open(Path(folder).with_suffix(".events"), os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_APPEND)
         ranks: dict[int, int] = {}
@@ -207,12 +195,6 @@ def _alive(group: int) -> int:
             continue
         count += int(fields[2]) == group and fields[0] not in "ZX"
     return count
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # -- a run

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import free_ports
 from safetensors.torch import load_file
 from tiny import run, write_base, write_sft
 
@@ -19,8 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def two_processes(steps: str, rank: int, words: list[str]) -> subprocess.CompletedProcess[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, str(HERE / "faulty_processes.py"), steps, str(rank), str(port), *words]
     return subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=90

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import free_ports
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts
 
 HERE = Path(__file__).resolve().parent
@@ -42,14 +42,6 @@ UNEVEN = [
 FSDP = ["--fsdp", "full_shard auto_wrap", "--fsdp_config", '{"fsdp_version": 2}']
 
 
-def ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return found
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds what all that is slow leaves: it runs at the same time, since it mostly sleeps."""
@@ -64,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     batch = "--per_device_train_batch_size"
     run_policy("grpo", base, prompts, folder / "grpo", *uneven, *FSDP, batch, "3", starter=commands.append)
     run("dpo", base, pairs, folder / "dpo", *STEPS, "--precompute_ref_log_probs", starter=commands.append)
-    numbers = ports(len(commands) + 2)
+    numbers = free_ports(len(commands) + 2)
     started = [[port, *words] for port, words in zip(numbers, commands, strict=False)]
     (folder / "commands.json").write_text(json.dumps(started), encoding="utf-8")
     (folder / "ports.json").write_text(json.dumps(numbers[-2:]), encoding="utf-8")
