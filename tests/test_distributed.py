@@ -50,11 +50,26 @@ METHODS = {
 }
 EVALUATION = ["--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "4"]
 CHECKPOINTS = ["--save_strategy", "steps", "--save_steps", "2"]
+# Five prompts to evaluate on, so that the last batch is small; and quantiles over the tokens of all processes.
+SMALL = [
+    *("--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "5"),
+    *("--top_entropy_quantile", "0.5", "--eval_temperature", "0", "--num_generations_eval", "1"),
+    *("--save_strategy", "steps", "--save_steps", "1"),
+]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose completions end at many a token, so that they differ in length."""
+    folder = write_base(tmp_path_factory.mktemp("models") / "ending")
+    ends = json.dumps({"eos_token_id": list(range(3, 90))})
+    (folder / "generation_config.json").write_text(ends, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +112,9 @@ def alone(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def together(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def together(
+    base: Path, ending: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """name of a configuration → folder with a run of each method, and one resumed from its checkpoint."""
     folder = tmp_path_factory.mktemp("together")
     commands: dict[str, list[list[str]]] = {way: [] for way in (*PLAIN, *(ZERO if HAS_DEEPSPEED else []))}
@@ -108,6 +125,9 @@ def together(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPat
             more, out = words(method, 2) + CHECKPOINTS, folder / way / method
             record(out, *more, *recorded(folder / way, method))
             record(folder / way / f"{method}-resumed", *more, "--resume_from_checkpoint", str(out / "checkpoint-2"))
+    small = [*SMALL, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"]
+    commands["cpu"] = []
+    run_policy("grpo", ending, rows["grpo"], folder / "cpu" / "grpo", *small, starter=commands["cpu"].append)
     launch_ways(commands, folder)
     return {way: folder / way for way in commands}
 
@@ -149,3 +169,16 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(way: str, method: str, togeth
     file = "adapter_model.safetensors" if "--use_peft" in METHODS[method] else "model.safetensors"
     assert (resumed / file).read_bytes() == (whole / file).read_bytes()
     assert curve(state_of(resumed), "loss") == curve(state_of(whole), "loss")
+
+
+def test_a_small_last_batch_and_a_quantile_are_those_of_one_process(
+    ending: Path, rows: dict[str, Path], together: dict[str, Path], tmp_path: Path
+) -> None:
+    one = run_policy("grpo", ending, rows["grpo"], tmp_path / "one", *SMALL, "--per_device_train_batch_size", "8")
+    two = state_of(together["cpu"] / "grpo")
+    trained = ["loss", "grad_norm", "reward", "completions/mean_length", "entropy", "num_tokens"]
+    for names in (trained, ["eval_reward", "eval_completions/mean_length"]):
+        expected, actual = torch.tensor(curve(one, *names)), torch.tensor(curve(two, *names))
+        assert len(expected) == 2
+        torch.testing.assert_close(actual, expected, rtol=2e-4, atol=1e-5)
+    assert all(0 < share < 1 for (share,) in curve(one, "completions/clipped_ratio"))
