@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_bytes(method: str, base: Path, prompts: Pa
 @pytest.mark.parametrize("method", METHODS)
 def test_it_learns(method: str, base: Path, prompts: Path, tmp_path: Path) -> None:
     state = run_policy(
-        method, base, prompts, tmp_path / "out", "--max_steps", "40", "--learning_rate", "2e-2", "--beta", "0.001"
+        method, base, prompts, tmp_path / "out", "--max_steps", "25", "--learning_rate", "2e-2", "--beta", "0.001"
     )
     rewards = [reward for (reward,) in curve(state, "reward")]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.15
