@@ -181,4 +181,4 @@ def test_a_small_last_batch_and_a_quantile_are_those_of_one_process(
         expected, actual = torch.tensor(curve(one, *names)), torch.tensor(curve(two, *names))
         assert len(expected) == 2
         torch.testing.assert_close(actual, expected, rtol=2e-4, atol=1e-5)
-    assert all(0 < share < 1 for (share,) in curve(one, "completions/clipped_ratio"))
+    assert all(1 < length < 8 for (length,) in curve(one, "completions/mean_length"))
