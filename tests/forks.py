@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
+import os
 import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 METHODS = ("sft", "reward", "dpo", "grpo", "rloo")
 # With what a run imports on its way.
@@ -52,3 +57,36 @@ def free_ports(number: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
+
+
+class Program:
+    """A program that answers lines of JSON on its standard input with lines on its standard output, for as long as a
+    test wants to ask.
+
+    Args:
+        *words: for Python.
+        **variables: of its environment, beside ours.
+    """
+
+    def __init__(self, *words: str, **variables: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> Any:
+        """Its answer, which is waited for."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -20,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from forks import free_ports, load_all
+from forks import Program, free_ports, load_all
 
 # What a process tells Python's audit hooks before it changes a file; the last three are told by this module's own hand.
 OPEN, REWARD = "open", "kills.reward"
@@ -92,39 +91,23 @@ def kind_of(event: str, path: str) -> str:
     return "checkpoint" if "checkpoint" in path else "model"
 
 
-class Server:
+class Server(Program):
     """A process that forks runs.
 
     Args:
         model: a folder; what is only slow the first time that a model is loaded happens before the first run.
+        program: that serves; this one, or one that does the same with other kills.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, program: str = __file__) -> None:
         # OMP_NUM_THREADS: no threads are there when it forks, and the results do not depend on what else runs.
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(model)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("-W", "error", program, str(model), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 
     def run(self, words: list[str], folder: Path, processes: int = 1, kill: Kill | None = None) -> Done:
         """Runs `posttrain WORDS` in a folder, until it ends or is killed."""
-        assert self._process.stdin is not None and self._process.stdout is not None
         folder.mkdir(parents=True, exist_ok=True)
-        asked = {"words": words, "folder": str(folder), "processes": processes}
-        asked["kill"] = None if kill is None else dataclasses.asdict(kill)
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return Done(**json.loads(self._process.stdout.readline()))
-
-    def close(self) -> None:
-        """Ends the server."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        when = None if kill is None else dataclasses.asdict(kill)
+        return Done(**self.ask(words=words, folder=str(folder), processes=processes, kill=when))
 
 
 # -- the server

@@ -9,12 +9,13 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from forks import Program
 
 _IMPORTED = ("torch.distributed.run", "accelerate.commands.launch", "posttrain.processes")
 
@@ -31,13 +32,11 @@ class Ended(NamedTuple):
     said: str
 
 
-class Launchers:
+class Launchers(Program):
     """The server."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(__file__)
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> Ended:
         """Runs a command of `posttrain.launch.launcher_command` to its end.
@@ -46,18 +45,8 @@ class Launchers:
             command: the words.
             environment: variables beside ours.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
         assert list(command[1:3]) == ["-m", "posttrain.processes"]
-        self._process.stdin.write(json.dumps({"words": command[2:], "environment": dict(environment)}) + "\n")
-        self._process.stdin.flush()
-        return Ended(**json.loads(self._process.stdout.readline()))
-
-    def close(self) -> None:
-        """Ends the server."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        return Ended(**self.ask(words=command[2:], environment=dict(environment)))
 
 
 def _serve() -> None:
