@@ -164,7 +164,7 @@ def _wait(ranks: dict[int, int], limit: float | None, began: float) -> list[int]
             for process in waiting:
                 os.kill(process, signal.SIGKILL)
             deadline = float("inf")
-        time.sleep(0.001)
+        time.sleep(0.003)
     return codes
 
 
