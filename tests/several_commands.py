@@ -7,9 +7,9 @@ python several_commands.py COMMANDS.json: ports and words, in a process that a l
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -36,7 +36,7 @@ def launch(commands: Sequence[Words], folder: Path, way: str | None = None, proc
     """Runs commands of posttrain.
 
     Args:
-        commands: words behind `posttrain`; before them, `MODULE:FUNCTION,ARGUMENT,…` is called in each process.
+        commands: words behind `posttrain`.
         folder: for what is written on the way.
         way: name of accelerate's configuration; None: in one process.
         processes: their number, with a configuration.
@@ -102,14 +102,22 @@ def _run_way(way: dict[str, Any]) -> int:
 
 
 def _together(functions: Sequence[Callable[[], int]]) -> int:
-    """Runs each in a fork; returns the exit code of one that fails."""
-    children = []
+    """Runs each in a fork. Where one fails, the others, which would wait for it, are killed; returns its exit code."""
+    children, failed = set[int](), 0
     for function in functions:
         child = os.fork()
         if child == 0:
             os._exit(_code_of(function))
-        children.append(child)
-    return next((code for code in (os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children) if code), 0)
+        children.add(child)
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not failed:
+            failed = code
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return failed
 
 
 def _code_of(function: Callable[[], int]) -> int:
@@ -139,11 +147,6 @@ def _run(variables: dict[str, str], port: int, words: list[str]) -> int:
     # A meeting place of its own for each: in that of the launcher the keys of the one before are still there.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     os.environ["MASTER_PORT"] = str(port)
-    if ":" in words[0]:
-        name, *arguments = words[0].split(",")
-        module, _, function = name.partition(":")
-        getattr(importlib.import_module(module), function)(*arguments)
-        words = words[1:]
     return main(words)
 
 
