@@ -73,7 +73,8 @@ class Case:
     why: str = ""
 
 
-_LORA = "--use_peft --lora_r 8 --lora_dropout 0 --learning_rate 1e-2"
+_LORA_ALONE = "--use_peft --lora_r 8 --lora_dropout 0"
+_LORA = f"{_LORA_ALONE} --learning_rate 1e-2"
 _REFERENCE = "--beta 0.1"
 _TWO_STEPS = "--generation_batch_size 16"  # the second is off-policy
 
@@ -81,7 +82,7 @@ METHODS = [
     Case("SFT", "sft"),
     Case("SFT, packed", "sft", "--packing --max_length 256"),
     Case("reward", "reward"),
-    Case("reward, LoRA", "reward", _LORA),
+    Case("reward, LoRA", "reward", f"{_LORA_ALONE} --learning_rate 3e-3"),  # at 1e-2 rewards of 30 amplify rounding
     Case("DPO", "dpo"),
     Case("DPO, LoRA", "dpo", _LORA),
     Case("GRPO", "grpo", f"{_TWO_STEPS} {_REFERENCE}"),
@@ -123,7 +124,8 @@ _OPTIONS: dict[str, list[str]] = {
         "--eval_strategy steps --eval_steps 3 --test_split_size 11",
     ],
     "grpo": [
-        *(f"--loss_type {name} {_OFF}" for name in GRPO_LOSSES),
+        *(f"--loss_type {name} {_OFF}" for name in GRPO_LOSSES if name != "vespo"),
+        f"--loss_type vespo --learning_rate 3e-4 {_OFF}",  # multiplies rounding of sums over completions
         f"--importance_sampling_level sequence {_OFF}",
         f"--beta 0.1 --kl_estimator k1 {_OFF}",
         f"--delta 1.5 {_OFF}",

@@ -52,13 +52,13 @@ def model_like(other: Path, folder: Path, config: Any = None) -> Path:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models that runs of this test end with, in their order."""
     models: list[Any] = []
-    save = training._save
+    save = training.save
 
     def keep(config: CommonConfig, trainer: Any, *args: Any) -> None:
         models.append(trainer.model)
         save(config, trainer, *args)
 
-    monkeypatch.setattr(training, "_save", keep)
+    monkeypatch.setattr(training, "save", keep)
     return models
 
 

@@ -245,10 +245,13 @@ def test_lora_and_reference(base: Path, prompts: Path, tmp_path: Path) -> None:
 
 def test_evaluation_has_settings_of_its_own(base: Path, prompts: Path, tmp_path: Path) -> None:
     extra = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--learning_rate", "0"]
-    extra += ["--eval_max_completion_length", "3", "--num_generations_eval", "1", "--eval_temperature", "0"]
+    extra += ["--eval_max_completion_length", "3", "--num_generations_eval", "1", "--eval_temperature", "2"]
     state = run_policy("rloo", base, prompts, tmp_path / "out", *extra)
-    by_ones = run_policy("rloo", base, prompts, tmp_path / "ones", *extra, "--per_device_eval_batch_size", "3")
-    assert curve(by_ones, "eval_reward")[0][0] == pytest.approx(curve(state, "eval_reward")[0][0])
+    # Whatever is told of the completions is told of all of the evaluation, not of its batches.
+    by_ones = run_policy("rloo", base, prompts, tmp_path / "ones", *extra, "--per_device_eval_batch_size", "1")
+    wanted = ("eval_reward", "eval_reward_std", "eval_completions/mean_length", "eval_completions/max_length")
+    assert curve(by_ones, *wanted)[0] == pytest.approx(curve(state, *wanted)[0])
+    assert curve(state, "eval_reward_std")[0][0] > 0
     values = curve(state, "eval_reward", "eval_completions/max_length", "eval_frac_reward_zero_std")
     assert len(values) == 3 and values[0] == values[1] == values[2]
     assert values[0][1] <= 3 and values[0][2] == 1

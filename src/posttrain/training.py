@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import io
-import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,25 +11,21 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerControl, TrainingArguments
+from transformers import TrainingArguments
 
 from posttrain.adapters import add_adapter, check_adapter
 from posttrain.arguments import checked_arguments
-from posttrain.checkpoint_trainer import ARGUMENTS_FILE
 from posttrain.checkpoints import (
-    MANIFEST,
-    move_into_place,
     only_run_in,
-    room_to_write,
-    write_manifest,
 )
 from posttrain.config import CommonConfig
 from posttrain.data.prepare import PreparedData, prepare
 from posttrain.data.stream import Stream
 from posttrain.data.tokenizer import load_tokenizer
-from posttrain.disk import check_room, write_text
+from posttrain.disk import check_room
 from posttrain.errors import UserError
 from posttrain.file_hashes import base_model
+from posttrain.finished import bytes_to_write, save
 from posttrain.loading import libraries_loaded
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
@@ -42,15 +33,13 @@ from posttrain.model_check import check_models, check_vocabulary
 from posttrain.models import (
     digest_of_model,
     disable_dropout,
-    follow_umask,
     keep_bool_buffers_out_of_ddp,
     match_tokenizer,
 )
 from posttrain.one_run import check_same, num_machines, settle_disks
 from posttrain.planned import StepClock, plan_file, tell_outcome
 from posttrain.positions import check_positions
-from posttrain.provenance import Provenance, is_timing
-from posttrain.provenance import write as write_provenance
+from posttrain.provenance import Provenance
 from posttrain.publish import create_repository
 from posttrain.recompute import recompute_callbacks
 from posttrain.runs import digest_of, digest_of_files, fingerprint, settle, what_it_depends_on
@@ -227,7 +216,7 @@ def _train(
         trainer.record_steps(StepRecord(Path(config.record_steps), arguments.process_index))
     use_tensorboard_run(trainer, method, datasets[0], tokenizer)
     if arguments.should_save and checkpoint is None:
-        check_room(Path(arguments.output_dir), *_bytes_to_write(trainer))
+        check_room(Path(arguments.output_dir), *bytes_to_write(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if len(datasets) > 1 and "eval_loss" not in _last(trainer.state.log_history, "eval_loss"):
         trainer.evaluate()
@@ -238,7 +227,7 @@ def _train(
         metrics.update(_last(trainer.state.log_history, key))
     metrics["tokens_per_second"] = trainer.tokens_per_second
     metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
-    _save(config, trainer, metrics, checkpoint)
+    save(config, trainer, metrics, checkpoint)
     if arguments.process_index == 0:
         tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(), clock)
     return metrics
@@ -296,67 +285,3 @@ def _what_a_cpu_lacks(config: CommonConfig) -> dict[str, Any]:
 def _last(history: list[dict[str, float]], key: str) -> dict[str, float]:
     line = next((line for line in reversed(history) if key in line), {})
     return {name: value for name, value in line.items() if name not in ("step", "epoch")}
-
-
-def _bytes_to_write(trainer: PostTrainer) -> tuple[int, int]:
-    """About what a checkpoint and the finished model take on the disk at least: an adapter alone is saved of an adapted
-    model, and Adam keeps two numbers a trained parameter, of its type, where none of the smaller ones is taken."""
-    arguments, parameters = trainer.args, list(trainer.model.parameters())
-    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-    model = trained if trainer.method.config.use_peft else sum(p.numel() * p.element_size() for p in parameters)
-    is_adam = str(getattr(arguments.optim, "value", arguments.optim)) in ("adamw_torch", "adamw_torch_fused")
-    state = 2 * trained if is_adam and not arguments.save_only_model else 0
-    return (0 if arguments.save_strategy == "no" else model + state), model
-
-
-def _save(config: CommonConfig, trainer: PostTrainer, metrics: dict[str, float], checkpoint: str | None) -> None:
-    assert config.output_dir is not None
-    folder = Path(config.output_dir)
-    beside = folder / ".saving"
-    trainer.args.save_on_each_node = False  # of machines with disks of their own, the first gets the finished model
-    with room_to_write("the finished model", Path(trainer.args.output_dir), beside):
-        if trainer.args.should_save:
-            shutil.rmtree(beside, ignore_errors=True)
-        trainer.save_model(
-            str(beside), _internal_call=True
-        )  # by all ranks: the pieces of sharded weights come together
-        if not trainer.args.should_save:
-            return
-        (beside / ARGUMENTS_FILE).unlink(missing_ok=True)
-        history = trainer.state.log_history
-        state = dataclasses.asdict(trainer.state)
-        state["best_model_checkpoint"] = None  # a path; what was logged there stands in the history
-        state["stateful_callbacks"]["TrainerControl"] = TrainerControl().state()  # not of the last checkpoint
-        state["log_history"] = [{k: v for k, v in line.items() if not is_timing(k)} for line in history]
-        text = json.dumps(state, indent=2, sort_keys=True) + "\n"
-        (beside / "trainer_state.json").write_text(text, encoding="utf-8")
-        counts = {k.removeprefix("data/"): int(v) for k, v in metrics.items() if k.startswith("data/")}
-        trainer.write_card(beside, counts, folder)
-        follow_umask(beside)
-        write_manifest(beside)
-        names = sorted(path.name for path in beside.iterdir() if path.name != MANIFEST)
-        assert trainer.provenance is not None  # as everywhere, the first process is the one that saves
-        about = trainer.provenance.finished(beside, trainer.state.global_step, metrics, checkpoint)
-        write_provenance(folder, beside, config, about)
-        move_into_place(beside, folder)
-        logger.info("The model is in %s.", folder)
-        if config.metrics_file:
-            write_text(Path(config.metrics_file), json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-        if config.plots_file:
-            write_text(Path(config.plots_file), _curve(history))
-    if trainer.args.push_to_hub:
-        trainer.push_model(folder, names)
-
-
-def _curve(history: list[dict[str, float]]) -> str:
-    """As CSV, one row a logged step, training and evaluation of a step side by side; timings left out."""
-    rows: dict[int, dict[str, float]] = {}
-    for line in history:
-        if "loss" in line or "eval_loss" in line:
-            rows.setdefault(int(line["step"]), {}).update({k: v for k, v in line.items() if not is_timing(k)})
-    columns = ["step", *sorted({name for row in rows.values() for name in row} - {"step"})]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[step] for step in sorted(rows))
-    return file.getvalue()

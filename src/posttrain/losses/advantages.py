@@ -127,6 +127,17 @@ def zero_variance_groups(
     return _zero_deviation(weighted_rewards(rewards, reward_weights).view(-1, num_generations), dim=1)
 
 
+def reward_statistics(rewards: torch.Tensor, reward_weights: Sequence[float] | None) -> RewardStatistics:
+    """Of completions that need not be those of one generation, as those of a whole evaluation: without the share of
+    prompts, which is for a method to tell.
+
+    Args:
+        rewards: (C, R), NaN = no opinion.
+        reward_weights: R; None = 1 each.
+    """
+    return _statistics(rewards, weighted_rewards(rewards, reward_weights), torch.zeros(0))
+
+
 def _statistics(rewards: torch.Tensor, combined: torch.Tensor, zero_variance: torch.Tensor) -> RewardStatistics:
     rewards = rewards.double()
     return RewardStatistics(

@@ -23,7 +23,7 @@ from posttrain.config import PolicyConfig
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.logprobs import TokenStatistics
-from posttrain.losses.advantages import Advantages, zero_variance_groups
+from posttrain.losses.advantages import Advantages, reward_statistics, zero_variance_groups
 from posttrain.methods import Method
 from posttrain.reference import Reference, SyncReference
 from posttrain.rollout.collect import Collector, Rollout
@@ -178,9 +178,9 @@ class PolicyMethod(Method):
             self.policy, self._done = policy_for(config, self.engine, trainer, functools.partial(self._score, trainer))
         collector = self._collector(trainer, rows, in_evaluation)
         complete = functools.partial(self._complete, trainer, in_evaluation=in_evaluation)
-        observe = functools.partial(self._observe, trainer, rows, in_evaluation)
         rollouts: EvalRollouts | TrainRollouts
         if in_evaluation:
+            observe = functools.partial(self._observe_evaluation, trainer, len(rows) * collector.num_generations, [])
             together = arguments.per_device_eval_batch_size * arguments.world_size
             rollouts = EvalRollouts(collector, max(1, together // collector.num_generations), complete, observe)
         else:
@@ -189,7 +189,7 @@ class PolicyMethod(Method):
                 self.schedule,
                 self._order(rows, arguments),
                 complete,
-                observe,
+                functools.partial(self._observe, trainer, rows),
                 self._without_variance,
                 config.mask_truncated_completions,
                 config.max_resampling_rounds if config.dynamic_sampling else 0,
@@ -319,19 +319,41 @@ class PolicyMethod(Method):
         self,
         trainer: PostTrainer,
         rows: Dataset,
-        in_evaluation: bool,
         rollouts: list[Rollout],
         advantages: np.ndarray,
         metrics: dict[str, float],
     ) -> None:
-        trainer.count(as_loss(metrics, trainer.args.device, len(rollouts) if in_evaluation else None))
-        if self.config.log_completions and not in_evaluation and trainer.is_world_process_zero():
+        trainer.count(as_loss(metrics, trainer.args.device))
+        if self.config.log_completions and trainer.is_world_process_zero():
             names, config, step = self.rewards.names, self.config, trainer.state.global_step + 1
             table = completions_table(step, rollouts, advantages, names, rows, self.tokenizer)
             folder = Path(trainer.args.output_dir) / "completions"
             self.last_completions = write_completions(table, self.last_completions, folder)
             number = SHOWN if config.num_completions_to_print is None else config.num_completions_to_print
             show_completions(table, names, number, config.log_unique_prompts)
+
+    def _observe_evaluation(
+        self,
+        trainer: PostTrainer,
+        number: int,
+        seen: list[Rollout],
+        rollouts: list[Rollout],
+        advantages: np.ndarray,
+        metrics: dict[str, float],
+    ) -> None:
+        """Of completions and rewards, the figures of the whole evaluation, however it was cut into batches; of the
+        others the mean over completions."""
+        described = self._described(rollouts)
+        others = {name: value for name, value in metrics.items() if name not in described}
+        trainer.count(as_loss(others, trainer.args.device, len(rollouts)))
+        seen += rollouts
+        if len(seen) == number:
+            trainer.count(as_loss(self._described(seen), trainer.args.device))
+
+    def _described(self, rollouts: list[Rollout]) -> dict[str, float]:
+        rewards = torch.from_numpy(np.stack([rollout.rewards for rollout in rollouts]))
+        statistics = reward_statistics(rewards, self.config.reward_weights)
+        return length_metrics(rollouts) | statistics.metrics(self.rewards.names)
 
     # -- state
 

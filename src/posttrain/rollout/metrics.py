@@ -30,24 +30,13 @@ def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def as_loss(metrics: Mapping[str, float], device: torch.device, num_completions: int | None) -> Loss:
+def as_loss(metrics: Mapping[str, float], device: torch.device, weight: float = 1.0) -> Loss:
     """Metrics of a generation in the form that the trainer adds up.
 
     Args:
         metrics: by name.
         device: of the trainer.
-        num_completions: in evaluation, the completions that they are of: a mean is then one over all batches of the
-            evaluation, and a smallest or largest length that of them all. None: each generation counts as one, and what
-            is logged is the mean over the generations since the last line.
+        weight: of this generation in the mean over those since the last line, or over those of an evaluation.
     """
-    values = {name: torch.tensor(value, device=device) for name, value in metrics.items()}
-    if num_completions is None:
-        return Loss((), {name: (value, 1.0) for name, value in values.items()})
-    extremes: dict[str, dict[str, torch.Tensor]] = {"completions/min_": {}, "completions/max_": {}}
-    means: dict[str, tuple[torch.Tensor, float | torch.Tensor]] = {}
-    for name, value in values.items():
-        if name[:16] in extremes:
-            extremes[name[:16]][name] = value
-        else:
-            means[name] = (value * num_completions, float(num_completions))
-    return Loss((), means, minima=extremes["completions/min_"], maxima=extremes["completions/max_"])
+    values = {name: torch.tensor(weight * value, device=device) for name, value in metrics.items()}
+    return Loss((), {name: (value, weight) for name, value in values.items()})
