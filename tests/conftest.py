@@ -33,13 +33,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Files that take more than 15 s, the longest first. They are begun first, so that no process is left with one of them
+# Files that take more than 10 s, the longest first. They are begun first, so that no process is left with one of them
 # while the others have nothing more to do; pytest-xdist by itself begins with the files that have the most tests.
 LONG = (
-    *("test_distributed", "test_kills", "test_policy_training", "test_hosts", "test_killed_pipeline", "test_launch"),
-    *("test_sweep", "test_recipes_planned", "test_plan", "test_repro_check", "test_finite_processes"),
-    *("test_stop_processes", "test_finite", "test_smoke", "test_resume", "test_rewards_judge"),
+    *("test_kills", "test_distributed", "test_hosts", "test_stop", "test_killed_pipeline", "test_policy_training"),
+    *("test_stop_processes", "test_manual", "test_repro_check", "test_waiting", "test_sweep", "test_launch"),
+    *("test_hub", "test_rewards_judge", "test_rewards_bounds", "test_documents_run", "test_corpus_data", "test_report"),
+    *("test_vllm_training", "test_resume", "test_smoke", "test_recipes_planned", "test_data_hub", "test_finite"),
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a fifth of the time tests wait, for signals, timers and other processes."""
+    from posttrain.machine import num_cores
+
+    return num_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

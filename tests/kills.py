@@ -9,20 +9,17 @@ that a killed process has not written to its end, any beginning may be there.
 from __future__ import annotations
 
 import dataclasses
-import gc
-import importlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from forks import Program, free_ports, load_all
 
 # What a process tells Python's audit hooks before it changes a file; the last three are told by this module's own hand.
 OPEN, REWARD = "open", "kills.reward"
@@ -94,56 +91,30 @@ def kind_of(event: str, path: str) -> str:
     return "checkpoint" if "checkpoint" in path else "model"
 
 
-class Server:
+class Server(Program):
     """A process that forks runs.
 
     Args:
         model: a folder; what is only slow the first time that a model is loaded happens before the first run.
+        program: that serves; this one, or one that does the same with other kills.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, program: str = __file__) -> None:
         # OMP_NUM_THREADS: no threads are there when it forks, and the results do not depend on what else runs.
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(model)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("-W", "error", program, str(model), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 
     def run(self, words: list[str], folder: Path, processes: int = 1, kill: Kill | None = None) -> Done:
         """Runs `posttrain WORDS` in a folder, until it ends or is killed."""
-        assert self._process.stdin is not None and self._process.stdout is not None
         folder.mkdir(parents=True, exist_ok=True)
-        asked = {"words": words, "folder": str(folder), "processes": processes}
-        asked["kill"] = None if kill is None else dataclasses.asdict(kill)
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return Done(**json.loads(self._process.stdout.readline()))
-
-    def close(self) -> None:
-        """Ends the server."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        when = None if kill is None else dataclasses.asdict(kill)
+        return Done(**self.ask(words=words, folder=str(folder), processes=processes, kill=when))
 
 
 # -- the server
 
 
 def _serve(model: str) -> None:
-    import transformers
-
-    for name in ("training", "methods.sft", "methods.reward", "methods.dpo", "methods.grpo", "methods.rloo"):
-        importlib.import_module(f"posttrain.{name}")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.AutoModelForCausalLM.from_pretrained(model)
-    gc.collect()
-    gc.freeze()  # a fork shares what it never looks through again
-    warnings.filterwarnings(
-        "ignore", "This process .* is multi-threaded", DeprecationWarning
-    )  # none of these holds a lock
+    load_all(Path(model))
     for line in sys.stdin:
         print(json.dumps(_run(**json.loads(line))), flush=True)
 
@@ -151,7 +122,7 @@ def _serve(model: str) -> None:
 def _run(words: list[str], folder: str, processes: int, kill: dict[str, Any] | None) -> dict[str, Any]:
     log, when = Path(folder).with_suffix(".log"), None if kill is None else Kill(**kill)
     began = time.monotonic()
-    port = _free_port() if processes > 1 else 0
+    port = free_ports(1)[0] if processes > 1 else 0
     with open(log, "wb") as output:
         told = os.open(Path(folder).with_suffix(".events"), os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_APPEND)
         ranks: dict[int, int] = {}
@@ -193,7 +164,7 @@ def _wait(ranks: dict[int, int], limit: float | None, began: float) -> list[int]
             for process in waiting:
                 os.kill(process, signal.SIGKILL)
             deadline = float("inf")
-        time.sleep(0.001)
+        time.sleep(0.003)
     return codes
 
 
@@ -207,12 +178,6 @@ def _alive(group: int) -> int:
             continue
         count += int(fields[2]) == group and fields[0] not in "ZX"
     return count
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # -- a run

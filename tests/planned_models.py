@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tiny import SIZES, sums
+from tiny import SIZES, sums, write_preference, write_prompts, write_sft
 
+from posttrain.config import parse_command_line
 from posttrain.embedded.tokenizer import train_tokenizer, write_tokenizer
+from posttrain.planning import plan
+from posttrain.planning.report import Plan
 
 QWEN2_05B: dict[str, Any] = {
     "model_type": "qwen2",
@@ -45,6 +48,36 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
     write_tokenizer(train_tokenizer([text for row in sums(40) for text in row], SIZES["vocab_size"]), folder)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+ROWS = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "reward": "pairs.jsonl"} | dict.fromkeys(
+    ("grpo", "rloo"), "prompts.jsonl"
+)
+MADE: dict[Any, Plan] = {}  # the same plan is asked for several times
+
+
+def write_known(folder: Path) -> Path:
+    """Fills a folder with two known models without weights, and with rows of every kind."""
+    write_config(folder / "qwen2-0.5b", QWEN2_05B)
+    write_config(folder / "llama-8b", LLAMA31_8B)
+    write_sft(folder / "sft.jsonl", 23)
+    write_preference(folder / "pairs.jsonl", 16)
+    write_prompts(folder / "prompts.jsonl", 16)
+    return folder
+
+
+def planned(folder: Path, method: str, model: str, words: str = "", **options: Any) -> Plan:
+    """A plan of rows in the folder."""
+    more = " --reward_funcs accuracy_reward" if method in ("grpo", "rloo") and "reward_" not in words else ""
+    named = f"--model_name_or_path {folder / model} --cache_dir {folder / 'cache'} --output_dir {folder / 'out'}"
+    if "dataset_name" not in words:
+        named += f" --dataset_name {folder / ROWS[method]}"
+    typed = f"{named}{more} {words}"
+    if (found := MADE.get((method, typed, *options.items()))) is not None:
+        return found
+    config, launch = parse_command_line(method, typed.split())
+    found = MADE[method, typed, *options.items()] = plan(config, launch, **options)
+    return found
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""Processes that keep one another waiting for longer than any collective call would; all forked from this one, so that
-torch is imported once.
+"""Processes that keep one another waiting for longer than any collective call would, or of which one alone has a loss
+that is not finite; all forked from this one, so that torch is imported once.
 
 python slow_processes.py FOLDER: commands.json there is a list of [port, words…], run at the same time, each in two
-processes of which one takes SECONDS longer, and collective calls give up after TIMEOUT; ports.json are two ports for
-functions here, whose results are written.
+processes of which one takes SECONDS longer, and collective calls give up after TIMEOUT; ports.json are ports for the
+functions here, whose results are written, and faulty.json the words of a command for one of them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from faults import spoil
+from forks import load_all
 
 from posttrain import reference, training, waiting
 from posttrain.cli import main
-from posttrain.methods import dpo, grpo  # noqa: F401 (before the fork)
 
 TIMEOUT, SECONDS = 4.0, 5.5  # of a collective call, and of what one of the processes does meanwhile
 Store = Any
@@ -107,12 +109,23 @@ def gone(folder: Path) -> int:
     return 0
 
 
+def faulty(folder: Path) -> int:
+    """The loss of the second of two is not finite in three steps."""
+    spoil(pytest.MonkeyPatch(), [2, 3, 4], rank=1)
+    said = folder / f"faulty-{os.environ['RANK']}.txt"
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+    code = main(json.loads((folder / "faulty.json").read_text(encoding="utf-8")))
+    print(f"exit code {code}", file=sys.stderr)
+    return 0
+
+
 def run_all(folder: Path) -> int:
+    load_all()
     children = []
     for port, *words in json.loads((folder / "commands.json").read_text(encoding="utf-8")):
         children += [fork(port, rank, 2, functools.partial(command, words)) for rank in range(2)]
     ports = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
-    for port, function, size in zip(ports, (late, gone), (3, 2), strict=True):
+    for port, function, size in zip(ports, (late, gone, faulty), (3, 2, 2), strict=True):
         children += [fork(port, rank, size, functools.partial(function, folder)) for rank in range(size)]
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,13 +33,7 @@ class Server(kills.Server):
     """
 
     def __init__(self, model: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(model)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__(model, __file__)
 
 
 def _signal_at(what: kills.Kill | None, rank: int, told: int) -> None:

@@ -218,17 +218,15 @@ def test_signals_reach_the_child(tmp_path: Path) -> None:
     assert process.wait(30) == 5
 
 
-def test_two_processes_really_start_and_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_really_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That they find each other, and train together: test_stop_processes."""
     script = tmp_path / "child.py"
     script.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
         "def run(config):\n"
-        "    from accelerate import PartialState\n"
-        "    state = PartialState(cpu=config.use_cpu)\n"
-        "    text = f'{state.num_processes} {os.environ[\"OMP_NUM_THREADS\"]}'\n"
-        "    Path(config.output_dir, str(state.process_index)).write_text(text)\n"
-        "    state.destroy_process_group()\n"
+        "    size, threads = os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS']\n"
+        "    Path(config.output_dir, os.environ['RANK']).write_text(f'{size} {threads} {config.use_cpu}')\n"
         "from posttrain.errors import report_mistakes\n"
         "from posttrain.launch import train\n"
         "from posttrain.config import parse_command_line\n"
@@ -239,7 +237,7 @@ def test_two_processes_really_start_and_find_each_other(tmp_path: Path, monkeypa
     arguments = words(tmp_path, "--num_processes", "2", "--accelerate_config", "cpu")
     config, options = parse_command_line("sft", arguments)
     assert train(config, options, [str(script), *arguments], run=print) == 0
-    assert {file.name: file.read_text() for file in (tmp_path / "o").iterdir()} == {"0": "2 1", "1": "2 1"}
+    assert {file.name: file.read_text() for file in (tmp_path / "o").iterdir()} == dict.fromkeys("01", "2 1 True")
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,13 @@ import pytest
 import torch
 from equal_steps import logged, steps_seen
 from safetensors.torch import load_file
-from several_commands import launch
+from several_commands import launch_ways
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs pip install -e '.[deepspeed]'"
-)
-WAYS = [
-    "multi_gpu",
-    "fsdp1",
-    "fsdp2",
-    pytest.param("zero1", marks=needs_deepspeed),
-    pytest.param("zero2", marks=needs_deepspeed),
-    pytest.param("zero3", marks=needs_deepspeed),
-]
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs pip install -e '.[deepspeed]'")
+PLAIN, ZERO = ["multi_gpu", "fsdp1", "fsdp2"], ["zero1", "zero2", "zero3"]
+WAYS = [*PLAIN, *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
 # What each method is run with; together they come by adapters, a reference of every kind, evaluation, accumulation.
 METHODS = {
     "sft": ["--packing", "--max_length", "64", "--load_best_model_at_end"],
@@ -57,11 +50,26 @@ METHODS = {
 }
 EVALUATION = ["--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "4"]
 CHECKPOINTS = ["--save_strategy", "steps", "--save_steps", "2"]
+# Five prompts to evaluate on, so that the last batch is small; and quantiles over the tokens of all processes.
+SMALL = [
+    *("--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "5"),
+    *("--top_entropy_quantile", "0.5", "--eval_temperature", "0", "--num_generations_eval", "1"),
+    *("--save_strategy", "steps", "--save_steps", "1"),
+]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose completions end at many a token, so that they differ in length."""
+    folder = write_base(tmp_path_factory.mktemp("models") / "ending")
+    ends = json.dumps({"eos_token_id": list(range(3, 90))})
+    (folder / "generation_config.json").write_text(ends, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -104,25 +112,24 @@ def alone(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def together(base: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def together(
+    base: Path, ending: Path, rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """name of a configuration → folder with a run of each method, and one resumed from its checkpoint."""
-    done = dict[str, Path]()
-
-    def of(way: str) -> Path:
-        if way not in done:
-            done[way] = folder = tmp_path_factory.mktemp(way)
-            commands: list[list[str]] = []
-            for method in METHODS:
-                start = run_policy if method in ("grpo", "rloo") else run
-                record = partial(start, method, base, rows[method], starter=commands.append)
-                more = words(method, 2) + CHECKPOINTS
-                record(folder / method, *more, *recorded(folder, method))
-                point = folder / method / "checkpoint-2"
-                record(folder / f"{method}-resumed", *more, "--resume_from_checkpoint", str(point))
-            launch(commands, folder, way)
-        return done[way]
-
-    return of
+    folder = tmp_path_factory.mktemp("together")
+    commands: dict[str, list[list[str]]] = {way: [] for way in (*PLAIN, *(ZERO if HAS_DEEPSPEED else []))}
+    for way in commands:
+        for method in METHODS:
+            start = run_policy if method in ("grpo", "rloo") else run
+            record = partial(start, method, base, rows[method], starter=commands[way].append)
+            more, out = words(method, 2) + CHECKPOINTS, folder / way / method
+            record(out, *more, *recorded(folder / way, method))
+            record(folder / way / f"{method}-resumed", *more, "--resume_from_checkpoint", str(out / "checkpoint-2"))
+    small = [*SMALL, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"]
+    commands["cpu"] = []
+    run_policy("grpo", ending, rows["grpo"], folder / "cpu" / "grpo", *small, starter=commands["cpu"].append)
+    launch_ways(commands, folder)
+    return {way: folder / way for way in commands}
 
 
 def files_of(folder: Path) -> set[str]:
@@ -135,8 +142,8 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_steps_as_in_one_process(way: str, method: str, alone: Any, together: Any) -> None:
-    one, two = alone(method), together(way) / method
+def test_the_same_steps_as_in_one_process(way: str, method: str, alone: Any, together: dict[str, Path]) -> None:
+    one, two = alone(method), together[way] / method
     wanted, actual = logged(one), logged(two)
     assert [line.keys() for line in actual] == [line.keys() for line in wanted]
     assert sum("eval_loss" in line for line in wanted) >= 2
@@ -157,8 +164,21 @@ def test_the_same_steps_as_in_one_process(way: str, method: str, alone: Any, tog
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_resumed_run_ends_as_the_undisturbed_one(way: str, method: str, together: Any) -> None:
-    whole, resumed = together(way) / method, together(way) / f"{method}-resumed"
+def test_a_resumed_run_ends_as_the_undisturbed_one(way: str, method: str, together: dict[str, Path]) -> None:
+    whole, resumed = together[way] / method, together[way] / f"{method}-resumed"
     file = "adapter_model.safetensors" if "--use_peft" in METHODS[method] else "model.safetensors"
     assert (resumed / file).read_bytes() == (whole / file).read_bytes()
     assert curve(state_of(resumed), "loss") == curve(state_of(whole), "loss")
+
+
+def test_a_small_last_batch_and_a_quantile_are_those_of_one_process(
+    ending: Path, rows: dict[str, Path], together: dict[str, Path], tmp_path: Path
+) -> None:
+    one = run_policy("grpo", ending, rows["grpo"], tmp_path / "one", *SMALL, "--per_device_train_batch_size", "8")
+    two = state_of(together["cpu"] / "grpo")
+    trained = ["loss", "grad_norm", "reward", "completions/mean_length", "entropy", "num_tokens"]
+    for names in (trained, ["eval_reward", "eval_completions/mean_length"]):
+        expected, actual = torch.tensor(curve(one, *names)), torch.tensor(curve(two, *names))
+        assert len(expected) == 2
+        torch.testing.assert_close(actual, expected, rtol=2e-4, atol=1e-5)
+    assert all(1 < length < 8 for (length,) in curve(one, "completions/mean_length"))

@@ -1,6 +1,7 @@
 """What the documents tell a person to type or to write is understood: commands, flags, files and rows."""
 
 import contextlib
+import functools
 import importlib
 import re
 from itertools import pairwise
@@ -16,7 +17,7 @@ from posttrain.config import METHODS, parse_command_line
 from posttrain.config.fields import flags_of, is_bool
 from posttrain.config.parse import FileOption, LaunchOptions
 from posttrain.config.renamed import refusal
-from posttrain.config.yaml_files import load_yaml
+from posttrain.config.yaml_files import FastLoader, load_yaml
 from posttrain.data.formats import parse_preference, parse_sft
 from posttrain.data.prompts import parse_prompt
 from posttrain.data.readers import read_rows
@@ -212,15 +213,19 @@ def check_python(words: list[str]) -> None:
     assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
 
 
+@functools.cache
+def stages_and_params() -> tuple[dict[str, Any], dict[str, Any]]:
+    return yaml.load(text_of("dvc.yaml"), FastLoader)["stages"], load_yaml(ROOT / "params.yaml")
+
+
 def check_dvc(words: list[str]) -> None:
     from dvc.cli import parse_args
 
     arguments = parse_args(words)
-    stages = yaml.safe_load(text_of("dvc.yaml"))["stages"]
+    stages, params = stages_and_params()
     targets = getattr(arguments, "targets", None) or []
     for target in targets if words[0] != "add" else []:  # files of the reader's own
         assert target.partition("@")[0] in stages or (ROOT / target).exists()
-    params = load_yaml(ROOT / "params.yaml")
     for setting in getattr(arguments, "set_param", None) or []:
         name, _, value = setting.partition("=")
         section, _, key = name.removeprefix("+").partition(".")

@@ -33,6 +33,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task.write_data(problems, 0, 0.7, folder / "data/embedded")
     task.write_base_model(task.tokenizer_texts(problems["sft", "train"]), 320, SIZES, 0, folder / "models/base")
     shutil.copytree(folder / "models/base", folder / "models/sft")
+    ends = {"eos_token_id": list(range(3, 60))}  # completions are a few tokens long, as those of a trained one
+    (folder / "models/sft/generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
     data = ["--dataset_name", str(folder / "data/embedded/preference"), "--max_steps", "1", "--save_strategy", "no"]
     model = ["--model_name_or_path", str(folder / "models/sft"), "--output_dir", str(folder / "models/reward")]
     assert main(["reward", *data, *model]) == 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from posttrain.config.yaml_files import FastLoader
 from posttrain.errors import UserError
 from posttrain.experiment.gates.correlations import (
     Bin,
@@ -71,7 +72,7 @@ PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
 
 
 def settings(**changed: Any) -> ModelSettings:
-    own = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["check_models"]
+    own = yaml.load(PARAMS.read_text(encoding="utf-8"), FastLoader)["check_models"]
     return ModelSettings(**own | {"models": ["sft", "rloo"]} | changed)
 
 

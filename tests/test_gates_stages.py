@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from posttrain.config.yaml_files import FastLoader
 from posttrain.errors import RunFailed, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +22,7 @@ TRAINING = ("sft", "reward", "dpo", "grpo", "rloo")
 
 
 def section(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))[name]
+    return yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"), FastLoader)[name]
 
 
 def write_params(folder: Path, **sections: dict[str, Any]) -> None:
@@ -46,7 +47,7 @@ def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def stages() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"]
 
 
 def test_whatever_trains_waits_for_the_data_to_pass() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from tiny import REWARD, write_base, write_prompts
 
+from posttrain.config.yaml_files import FastLoader
+
 ROOT = Path(__file__).resolve().parent.parent
 # Of the repository's own section: all but what makes it large.
 TINY = {
@@ -41,7 +43,7 @@ def write_pipeline(folder: Path) -> None:
     """The repository with its stage `grpo` alone, for a tiny model."""
     for name in ("src", "scripts", "accelerate_configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"grpo": stages["grpo"]}}), encoding="utf-8")
     set_parameters(folder)
     (folder / "rewards.py").write_text(REWARD, encoding="utf-8")
@@ -56,7 +58,7 @@ def write_pipeline(folder: Path) -> None:
 
 
 def set_parameters(folder: Path, **changed: Any) -> None:
-    own = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["grpo"]
+    own = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"), FastLoader)["grpo"]
     (folder / "params.yaml").write_text(yaml.safe_dump({"grpo": own | TINY | changed}), encoding="utf-8")
 
 
@@ -112,7 +114,7 @@ def test_a_killed_stage_goes_on(tmp_path: Path) -> None:
 
 def lock_of(folder: Path) -> Any:
     """What dvc.lock says of the stage; of what holds times, no hash."""
-    stage = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]["grpo"]
+    stage = yaml.load((folder / "dvc.lock").read_text(encoding="utf-8"), FastLoader)["stages"]["grpo"]
     paths = [out["path"] for out in stage["outs"]]
     of_the_hour = ["metrics/grpo.json", "models/grpo.provenance.json"]
     assert sorted(paths) == sorted([*of_the_hour, "models/grpo", "plots/grpo.csv"])

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launchers import Launchers
 
 from posttrain.config import LaunchOptions, parse_command_line
 from posttrain.errors import UserError
@@ -63,6 +65,13 @@ def test_deepspeed_is_looked_for_before_anything_starts(monkeypatch: pytest.Monk
         settled("--accelerate_config", "zero3")
 
 
+@pytest.fixture(scope="module")
+def launchers() -> Iterator[Launchers]:
+    server = Launchers()
+    yield server
+    server.close()
+
+
 SCRIPT = """
 import os, sys
 from posttrain.errors import UserError, report_mistakes
@@ -78,20 +87,13 @@ sys.exit(report_mistakes(fail))
 
 
 @pytest.mark.parametrize("failing", ["all", "1"])
-def test_a_mistake_in_several_processes_is_told_once(failing: str, tmp_path: Path) -> None:
+def test_a_mistake_in_several_processes_is_told_once(failing: str, launchers: Launchers, tmp_path: Path) -> None:
     """In all of them, or in one alone, which ends the others."""
     script = tmp_path / "child.py"
     script.write_text(SCRIPT)
     launch = LaunchOptions(num_processes=2, accelerate_config="cpu")
-    done = subprocess.run(
-        launcher_command(launch, [str(script), failing]),
-        env=os.environ | launcher_environment(launch),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "posttrain: error: a mistake of the user\n"
+    done = launchers.run(launcher_command(launch, [str(script), failing]), launcher_environment(launch))
+    assert done == (2, "posttrain: error: a mistake of the user\n")
 
 
 @pytest.mark.parametrize(
@@ -101,17 +103,17 @@ def test_a_mistake_in_several_processes_is_told_once(failing: str, tmp_path: Pat
         ("os.kill(os.getpid(), 9)", 137, "process 1 was ended by SIGKILL; most likely this machine's memory ran out"),
     ],
 )
-def test_the_launcher_ends_as_its_processes_do(end: str, code: int, told: str, tmp_path: Path) -> None:
+def test_the_launcher_ends_as_its_processes_do(
+    end: str, code: int, told: str, launchers: Launchers, tmp_path: Path
+) -> None:
     script = tmp_path / "child.py"
     script.write_text(f"import os, sys\nif os.environ['RANK'] == '1':\n    {end}\nimport time\ntime.sleep(60)\n")
     launch = LaunchOptions(num_processes=2, accelerate_config="cpu")
     command = launcher_command(launch, [str(script)])
-    done = subprocess.run(
-        command, env=os.environ | launcher_environment(launch), capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == code
-    assert done.stderr.startswith(f"posttrain: error: {told}" if told else "") and len(done.stderr) < 300
-    assert ("the same command goes on from the last checkpoint" in done.stderr) == bool(told)
+    done = launchers.run(command, launcher_environment(launch))
+    assert done.code == code
+    assert done.said.startswith(f"posttrain: error: {told}" if told else "") and len(done.said) < 300
+    assert ("the same command goes on from the last checkpoint" in done.said) == bool(told)
     assert command[0] == sys.executable
 
 
@@ -125,16 +127,17 @@ def test_of_several_ends_the_first_cause_is_told(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)])
-def test_a_file_for_one_process_ends_as_that_process_does(end: str, code: int, tmp_path: Path) -> None:
+def test_a_file_for_one_process_ends_as_that_process_does(
+    end: str, code: int, launchers: Launchers, tmp_path: Path
+) -> None:
     script, file = tmp_path / "child.py", tmp_path / "one.yaml"
     script.write_text(f"import os, sys\n{end}\n")
     file.write_text('distributed_type: "NO"\nnum_processes: 1\n')
     launch = LaunchOptions(config_file=str(file))
-    command = launcher_command(launch, [str(script)])
-    done = subprocess.run(command, env=os.environ | launcher_environment(launch), capture_output=True, timeout=60)
-    assert done.returncode == code
-    assert b"Traceback" not in done.stderr
-    assert (b"the process that trains was ended by SIGKILL" in done.stderr) == (code == 137)
+    done = launchers.run(launcher_command(launch, [str(script)]), launcher_environment(launch))
+    assert done.code == code
+    assert "Traceback" not in done.said
+    assert ("the process that trains was ended by SIGKILL" in done.said) == (code == 137)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent has died")

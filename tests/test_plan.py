@@ -1,26 +1,20 @@
-"""The arithmetic of plans, by hand: parameters, rows, steps, memory, what is spread over processes, large data."""
+"""The arithmetic of plans, by hand: parameters, rows, steps, memory, what is spread over processes."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
-from planned_models import LLAMA31_8B, QWEN2_05B, activations_counted_once, write_config
-from tiny import write_preference, write_prompts, write_rows, write_sft
+from planned_models import QWEN2_05B, activations_counted_once, planned, write_config, write_known
+from tiny import write_rows
 
 from posttrain.config import parse_command_line
-from posttrain.planning import plan
 from posttrain.planning.batches import Load, steps_of_prompts, steps_of_rows
 from posttrain.planning.lengths import RowLengths, rows_of
 from posttrain.planning.memory import Setting, memory_of, optimizer_numbers
-from posttrain.planning.report import Plan
 from posttrain.planning.shape import shape_of
 from posttrain.planning.work import forward_operations, work_of
 from posttrain.training import training_arguments
@@ -38,33 +32,7 @@ def counted_once() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models without weights, and rows of every kind."""
-    here = tmp_path_factory.mktemp("plans")
-    write_config(here / "qwen2-0.5b", QWEN2_05B)
-    write_config(here / "llama-8b", LLAMA31_8B)
-    write_sft(here / "sft.jsonl", 23)
-    write_preference(here / "pairs.jsonl", 16)
-    write_prompts(here / "prompts.jsonl", 16)
-    return here
-
-
-MADE: dict[Any, Plan] = {}  # the same plan is asked for several times
-DATA = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "reward": "pairs.jsonl"} | dict.fromkeys(
-    ("grpo", "rloo"), "prompts.jsonl"
-)
-
-
-def planned(folder: Path, method: str, model: str, words: str = "", **options: Any) -> Plan:
-    """A plan of rows in the folder."""
-    more = " --reward_funcs accuracy_reward" if method in ("grpo", "rloo") and "reward_" not in words else ""
-    named = f"--model_name_or_path {folder / model} --cache_dir {folder / 'cache'} --output_dir {folder / 'out'}"
-    if "dataset_name" not in words:
-        named += f" --dataset_name {folder / DATA[method]}"
-    typed = f"{named}{more} {words}"
-    if (found := MADE.get((method, typed, *options.items()))) is not None:
-        return found
-    config, launch = parse_command_line(method, typed.split())
-    found = MADE[method, typed, *options.items()] = plan(config, launch, **options)
-    return found
+    return write_known(tmp_path_factory.mktemp("plans"))
 
 
 # -- the model
@@ -325,94 +293,3 @@ def test_operations_of_a_step(folder: Path) -> None:
     assert work_of(shape, setting(), LOAD).training == 3 * products + 3.5 * attention
     twice = work_of(shape, setting(recomputed=True, micro_batches=2), LOAD)
     assert twice.training == 2 * (4 * products + 4.5 * attention)
-
-
-# -- large
-
-
-def test_long_contexts_are_planned_quickly(folder: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "long.jsonl", [{"input_ids": [5] * 40_000} for _ in range(8)])
-    words = f"--dataset_name {data} --max_length 32768 --per_device_train_batch_size 1 --use_peft --max_steps 100"
-    words += " --lora_target_modules q_proj v_proj"
-    began = time.perf_counter()
-    found = planned(folder, "sft", "llama-8b", words, gpu="h200")
-    assert time.perf_counter() - began < 10
-    assert found.steps.largest.tokens == 32768
-    assert found.fits
-    assert found.longest_row is not None
-    assert found.longest_row > 32768
-    assert not planned(folder, "sft", "llama-8b", f"{words} --no_gradient_checkpointing", gpu="h200").fits
-    assert any("cuts 8 of 8 rows" in finding.text for finding in found.findings)
-
-
-def test_ten_million_rows_are_planned_without_reading_them(folder: Path, tmp_path: Path) -> None:
-    number = 10_000_000
-    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(number, np.int8)), pa.array(["Ada has 3 apples."]))
-    pyarrow.parquet.write_table(pa.table({"text": words}), tmp_path / "rows.parquet")
-    began = time.perf_counter()
-    flags = f"--dataset_name {tmp_path / 'rows.parquet'} --per_device_train_batch_size 8 --num_train_epochs 1"
-    found = planned(folder, "sft", "qwen2-0.5b", flags, gpu="h100", most_rows=1000)
-    assert time.perf_counter() - began < 10
-    assert found.rows.kept == number
-    assert found.rows.looked_at == 1000
-    assert found.steps.number == number // 8
-    assert any("first 1,000" in text for text in found.assumptions)
-    needed = found.rows.preparation
-    assert needed is not None and needed.disk == pytest.approx(found.disk.cache, rel=1e-3)
-    assert found.time.start > needed.seconds > 0
-    packed = planned(folder, "sft", "qwen2-0.5b", f"{flags} --packing --dataset_num_proc 1", gpu="h100", most_rows=1000)
-    assert packed.rows.preparation is not None and packed.rows.preparation.processes == 1
-    assert packed.rows.preparation.disk == packed.disk.cache + packed.disk.preparing > 1.5 * packed.disk.cache  # twice
-    assert packed.disk.total >= packed.rows.preparation.disk
-    assert packed.rows.preparation.memory > needed.memory
-
-
-def test_streamed_rows_of_unknown_number(folder: Path) -> None:
-    found = planned(folder, "sft", "qwen2-0.5b", "--dataset_streaming --max_steps 50", most_rows=10)
-    assert (found.steps.number, found.rows.looked_at) == (50, 10)
-    assert found.disk.cache == 0
-
-
-def test_every_method_is_planned_and_is_plain_data(folder: Path) -> None:
-    for method in DATA:
-        found = planned(folder, method, "qwen2-0.5b", "--max_steps 4", gpu="a100-80gb")
-        plain = json.loads(json.dumps(found.to_json()))
-        assert plain["steps"]["number"] == 4
-        assert plain["fits"]
-        assert plain["time"]["total"] > 0
-
-
-def test_what_is_computed_again_is_planned(folder: Path, tmp_path: Path) -> None:
-    """The more, the less memory and the more time; offloaded, the inputs of layers are on the GPU no more."""
-    data = write_rows(tmp_path / "long.jsonl", [{"input_ids": [5] * 32768} for _ in range(8)])
-    words = f"--dataset_name {data} --max_length 32768 --per_device_train_batch_size 1 --use_peft --max_steps 100"
-    ways = ["--no_gradient_checkpointing", "--recompute elementwise", "--recompute all_but_attention", ""]
-    found = [planned(folder, "sft", "llama-8b", f"{words} {way}", gpu="h200") for way in ways]
-    assert [one.peak for one in found] == sorted((one.peak for one in found), reverse=True)
-    assert [one.time.step for one in found] == sorted(one.time.step for one in found)
-    assert found[2].decided["activations"] == "recomputed but for attention (as the flags say)"
-    tokens, layers, hidden = 32768, 32, 4096
-    # Outputs of attention in bfloat16, and one of the two tensors' width.
-    assert found[2].memory.peak - found[3].memory.peak == pytest.approx(2 * tokens * layers * hidden)
-    every = planned(folder, "sft", "llama-8b", f"{words} --gradient_checkpointing_kwargs every_n_layers=2", gpu="h200")
-    assert found[3].peak < every.peak < found[0].peak
-    offloaded = planned(folder, "sft", "llama-8b", f"{words} --activation_offloading", gpu="h200")
-    # Inputs in float32, but for those of three layers, which are under way.
-    assert found[3].memory.peak - offloaded.memory.peak == pytest.approx(4 * tokens * (layers - 3) * hidden)
-    kept = planned(
-        folder, "sft", "llama-8b", f"{words} --no_gradient_checkpointing --activation_offloading", gpu="h200"
-    )
-    assert kept.peak < found[0].peak
-
-
-def test_a_run_that_does_not_fit_is_told_the_next_rung(folder: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "long.jsonl", [{"input_ids": [5] * 32768} for _ in range(8)])
-    words = f"--dataset_name {data} --max_length 32768 --per_device_train_batch_size 1 --use_peft --max_steps 100"
-    for more, advised in (
-        ("--no_gradient_checkpointing", "--gradient_checkpointing"),
-        ("--recompute elementwise", "--recompute layers"),
-        ("", "--activation_offloading"),
-    ):
-        found = planned(folder, "sft", "llama-8b", f"{words} {more}", gpu="rtx4090")
-        assert not found.fits
-        assert found.findings[0].flags == tuple(advised.split())

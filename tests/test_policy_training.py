@@ -59,20 +59,6 @@ def test_a_step_does_not_depend_on_how_it_is_cut(method: str, base: Path, prompt
         assert of_both[0] == of_both[1]
 
 
-def test_two_processes_give_the_same_step(base: Path, prompts: Path, tmp_path: Path) -> None:
-    """One process with 8 completions, two with 4; evaluation too, of five prompts, so that its last batch is small."""
-    extra = ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "5", "--max_steps", "2"]
-    extra += ["--top_entropy_quantile", "0.5", "--eval_temperature", "0", "--num_generations_eval", "1"]
-    extra += ["--save_strategy", "steps", "--save_steps", "1"]
-    one = run_policy("grpo", base, prompts, tmp_path / "one", *geometry(8, 1), *extra)
-    launch = ["--num_processes", "2", "--accelerate_config", "cpu", "--per_device_eval_batch_size", "2"]
-    two = run_policy("grpo", base, prompts, tmp_path / "two", *geometry(4, 1), *extra, *launch)
-    for some in (NAMES, ["eval_reward", "eval_completions/mean_length"]):
-        expected, actual = torch.tensor(curve(one, *some)), torch.tensor(curve(two, *some))
-        assert len(expected) == 2
-        torch.testing.assert_close(actual, expected, rtol=2e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_bytes(method: str, base: Path, prompts: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -85,7 +71,7 @@ def test_the_same_seed_gives_the_same_bytes(method: str, base: Path, prompts: Pa
 @pytest.mark.parametrize("method", METHODS)
 def test_it_learns(method: str, base: Path, prompts: Path, tmp_path: Path) -> None:
     state = run_policy(
-        method, base, prompts, tmp_path / "out", "--max_steps", "40", "--learning_rate", "2e-2", "--beta", "0.001"
+        method, base, prompts, tmp_path / "out", "--max_steps", "25", "--learning_rate", "2e-2", "--beta", "0.001"
     )
     rewards = [reward for (reward,) in curve(state, "reward")]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.15

@@ -57,7 +57,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prompts": {"prompt": user, "solution": "#### 1"},
     }
     for name, row in rows.items():
-        for split, count in (("train", 256), ("validation", 4)):
+        for split, count in (("train", 64), ("validation", 4)):
             (here / name).mkdir(exist_ok=True)
             write_rows(here / name / f"{split}.jsonl", [row] * count)
     for number, (name, shape) in enumerate(SHAPES.items()):

@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import LONG
 from repositories import dvc, write_repository
 
+from posttrain.config.yaml_files import FastLoader
 from posttrain.experiment.closure import import_closure, imported_modules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,13 +55,13 @@ LAYERS = [
 @functools.cache
 def stages() -> dict[str, dict]:
     """The stages of dvc.yaml; one with a matrix stands for all of its items."""
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"]
 
 
 @functools.cache
 def params() -> dict[str, dict]:
     """The sections of params.yaml."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"), FastLoader)
 
 
 def names_of(entries: list) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -24,10 +26,14 @@ def sampling(**changes: object) -> Sampling:
     return Sampling(max_new_tokens=1, eos_token_ids=(), **changes)  # type: ignore[arg-type]
 
 
+@functools.cache
+def numbers_of(seed: int) -> torch.Tensor:
+    return torch.from_numpy(uniforms(seed, range(DRAWS), 1)[:, 0])
+
+
 def drawn(logits: torch.Tensor, how: Sampling, seed: int = 0) -> np.ndarray:
     """(V,) how often each token comes in DRAWS draws."""
-    numbers = torch.from_numpy(uniforms(seed, range(DRAWS), 1)[:, 0])
-    tokens = draw(logits.expand(DRAWS, -1), numbers, how)[0]
+    tokens = draw(logits.expand(DRAWS, -1), numbers_of(seed), how)[0]
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1])
 
 

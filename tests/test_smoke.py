@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import yaml
 
+from posttrain.config.yaml_files import FastLoader
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -41,7 +43,7 @@ def test_every_stage_runs_and_the_tree_stays_as_it_is(
     assert smoke.smoke(tmp_path) == 0
     assert written() == before
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    pipeline = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"]
     models = pipeline["evaluate"]["matrix"]["model"]
     last = [f"evaluate {model}" for model in models] + ["samples", "check_models"]
     wanted = [*(name for name in pipeline if name not in ("evaluate", "samples", "check_models")), *last]
@@ -53,7 +55,7 @@ def test_every_stage_runs_and_the_tree_stays_as_it_is(
 
 
 def test_overrides_name_sections_and_keys_that_are_there(smoke: ModuleType) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"), FastLoader)
     assert set(smoke.OVERRIDES) == set(params)
     for name, section in smoke.OVERRIDES.items():
         assert set(section) - set(params[name]) <= {"warmup_steps"}

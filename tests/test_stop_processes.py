@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +103,7 @@ def test_two_processes_stop_at_the_same_step_and_the_command_says_so_once(tmp_pa
         "the same command goes on from there",
     ]
     assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {path.name for path in folder.iterdir()}
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["processes"] == 2
     assert "Traceback" not in command.said()
 
 

@@ -1,17 +1,21 @@
-"""Processes that wait for one another for longer than a collective call would, and get along with uneven work."""
+"""Processes that wait for one another for longer than a collective call would, get along with uneven work, and stop
+together where the loss of one of them is not finite."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import curve, run, run_policy, write_base, write_preference, write_prompts
+import torch
+from forks import free_ports
+from safetensors.torch import load_file
+from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
 HERE = Path(__file__).resolve().parent
 # Prompts of an odd length teach nothing, and are replaced: three completions among two processes.
@@ -39,15 +43,11 @@ UNEVEN = [
     ),
     *("--eval_strategy", "steps", "--eval_steps", "2", "--test_split_size", "1", "--num_generations_eval", "1"),
 ]
+FAULTY = [
+    *("--train_sampling_strategy", "sequential", "--lr_scheduler_type", "constant", "--max_nonfinite_steps", "3"),
+    *("--gradient_accumulation_steps", "2"),
+]
 FSDP = ["--fsdp", "full_shard auto_wrap", "--fsdp_config", '{"fsdp_version": 2}']
-
-
-def ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +64,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     batch = "--per_device_train_batch_size"
     run_policy("grpo", base, prompts, folder / "grpo", *uneven, *FSDP, batch, "3", starter=commands.append)
     run("dpo", base, pairs, folder / "dpo", *STEPS, "--precompute_ref_log_probs", starter=commands.append)
-    numbers = ports(len(commands) + 2)
+    words: list[str] = []
+    two = [*FAULTY, "--max_steps", "6", "--per_device_train_batch_size", "1"]
+    run("sft", base, write_sft(folder / "rows.jsonl"), folder / "faulty", *two, starter=words.extend)
+    (folder / "faulty.json").write_text(json.dumps(words), encoding="utf-8")
+    numbers = free_ports(len(commands) + 3)
     started = [[port, *words] for port, words in zip(numbers, commands, strict=False)]
     (folder / "commands.json").write_text(json.dumps(started), encoding="utf-8")
-    (folder / "ports.json").write_text(json.dumps(numbers[-2:]), encoding="utf-8")
+    (folder / "ports.json").write_text(json.dumps(numbers[-3:]), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "SECONDS"}
     done = subprocess.run(
         [sys.executable, str(HERE / "slow_processes.py"), str(folder)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-8000:]
     run_policy("grpo", base, prompts, folder / "alone", *uneven, batch, "6")
+    run("sft", base, folder / "rows.jsonl", folder / "one-step", *FAULTY, "--max_steps", "1", batch, "2")
     return folder
 
 
@@ -107,3 +112,22 @@ def test_slow_rewards_uneven_groups_and_too_few_prompts_give_the_steps_of_one_pr
 
 def test_rows_and_log_probs_that_one_process_prepares_are_waited_for(folder: Path) -> None:
     assert len(curve(state(folder / "dpo"), "loss")) == 2
+
+
+def test_one_rank_s_loss_keeps_both_from_the_step(folder: Path) -> None:
+    """Steps 2, 3 and 4: the model is that of step 1, and the rows named are those of the second process."""
+    said = "".join((folder / f"faulty-{rank}.txt").read_text(encoding="utf-8") for rank in range(2))
+    assert said.count("exit code 1") == 2, said[-5000:]
+    # Of a step's 4 rows the second process has the second one of each pair; its last micro-batch is the one.
+    told = re.findall(r"step (\d): the loss is not finite; rows: .* line ([\d, ]+)\. It is not applied", said)
+    assert told == [("2", "8"), ("3", "12"), ("4", "16")]
+    assert said.count("3 steps in a row were not finite") == 2  # each process ends with it
+    point = folder / "faulty" / "checkpoint-4"
+    assert [line.get("nonfinite_steps") for line in state(point)["log_history"]] == [None, 1, 2, 3]
+    expected, actual, before = (
+        load_file(one / "model.safetensors") for one in (folder / "one-step", point, folder / "base")
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, rtol=0, atol=2e-3, msg=name)
+    moved = max((actual[name] - before[name]).abs().max() for name in actual)
+    assert moved == pytest.approx(1e-2, rel=0.2), "one step of AdamW at this rate"

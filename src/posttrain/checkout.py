@@ -84,7 +84,7 @@ def changed_files(root: Path) -> list[str]:
             found.append(entry[3:])
             if "R" in entry[:2] or "C" in entry[:2]:
                 next(entries, None)  # the name that it had
-    made = made_by_stages(root)
+    made = made_by_stages(root) if found else []
     return sorted(path for path in found if not any(fnmatch.fnmatch(path, pattern) for pattern in made))
 
 

@@ -56,12 +56,12 @@ class Provenance:
     """
 
     def __init__(self, config: CommonConfig):
-        self._config = config
+        self._config, every = config, flags(config)
         self.about: Plain = {
             "format": FORMAT,
             "method": config.method,
-            "params": {"set": _set(config), "all": flags(config)},
-            "seeds": {name: flags(config).get(name) for name in ("seed", "data_seed", "full_determinism")},
+            "params": {"set": _set(config), "all": every},
+            "seeds": {name: every.get(name) for name in ("seed", "data_seed", "full_determinism")},
             "started": _now(),
             "code": _code(),
             "directory": _directory(),

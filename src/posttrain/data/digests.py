@@ -104,7 +104,7 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def _read(path: Path, size: int) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(_AT_ONCE)
+    digest, buffer = hashlib.sha256(), bytearray(max(1, min(size, _AT_ONCE)))
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file, bar(f"Reading {path}", size, "B") as shown:
         while number := file.readinto(buffer):

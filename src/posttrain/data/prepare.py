@@ -5,6 +5,7 @@ at once; what is dropped or cut is counted. The result depends on the data's byt
 kept under the hash of those.
 """
 
+import functools
 import itertools
 import json
 import logging
@@ -230,6 +231,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return combined_digest(type(tokenizer).__name__, inner, templates, sorted(tokenizer.special_tokens_map.items()))
 
 
+@functools.cache
 def _code_digest() -> str:
     libraries = [version_of(name) for name in ("jinja2", "tokenizers", "transformers")]
     return combined_digest(libraries, files_digest(sorted(Path(__file__).parent.glob("*.py"))))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from posttrain.config.yaml_files import FastLoader
 from posttrain.errors import UserError
 
 Number = int | float
@@ -107,7 +108,7 @@ def main() -> None:
     except UserError as error:
         print(f"posttrain: error: {error}", file=sys.stderr)
         sys.exit(2)
-    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"]
     print(tables(metrics, list(stages)))
 
 

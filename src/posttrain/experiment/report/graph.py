@@ -12,6 +12,7 @@ import networkx
 import plotly.graph_objects as go
 import yaml
 
+from posttrain.config.yaml_files import FastLoader
 from posttrain.experiment.report.figures import PALETTE, Figure, as_plain, figure_of
 from posttrain.experiment.report.gather import Gathered
 from posttrain.experiment.revisions import Experiment
@@ -58,7 +59,7 @@ class StageRow:
 
 def stages_of(one: Experiment) -> list[Stage]:
     """The stages, by dvc.yaml where there is one, and by dvc.lock, which has real paths of those that ran."""
-    defined = yaml.safe_load(one.file("dvc.yaml") or "{}") or {}
+    defined = yaml.load(one.file("dvc.yaml") or "{}", FastLoader) or {}
     found = {stage.name: stage for stage in _defined(defined.get("stages") or {}, one.params)}
     for name, entry in one.lock.get("stages", {}).items():
         known = found.get(name)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from posttrain.config import METHODS, load_yaml, parse_command_line, suggestion
-from posttrain.config.yaml_files import Loader
+from posttrain.config.yaml_files import FastLoader, Loader
 from posttrain.errors import UserError
 from posttrain.experiment.revisions import experiment_names, flat
 from posttrain.gpu_slots import devices
@@ -80,7 +80,7 @@ def read_grid(settings: Sequence[str], root: Path = Path(), taken: Iterable[str]
 def check_stages(stages: Sequence[str], root: Path = Path()) -> None:
     """Raise a UserError for a stage that dvc.yaml does not have."""
     known = []
-    for name, stage in yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+    for name, stage in yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"), FastLoader)["stages"].items():
         axes = stage.get("matrix", {}).values()
         known += [f"{name}@{'-'.join(map(str, items))}" for items in itertools.product(*axes)] if axes else [name]
     for stage in stages:
