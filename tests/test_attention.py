@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from posttrain import attention
@@ -76,3 +77,23 @@ def test_what_it_lacks_is_refused(feature: str) -> None:
     extra: dict[str, Any] = {feature: 1.0}
     with pytest.raises(UnsupportedAttentionError, match=feature):
         attention.attention(torch.nn.Module(), query, key, value, None, segments=segments, **extra)
+
+
+def test_on_a_gpu_autocast_takes_the_kernel_of_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers rotate queries and keys in float32 there, which that kernel does not take. On tensors without memory."""
+    seen: list[torch.dtype] = []
+
+    def kernel(*tensors: Any) -> torch.Tensor:
+        seen.extend(tensor.dtype for tensor in tensors[:3])
+        return tensors[0]
+
+    monkeypatch.setattr(attention, "_attend_varlen", kernel)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    segments = pack([np.arange(n) for n in LENGTHS], [np.zeros(n) for n in LENGTHS], PARENTS, 2).segments
+    with FakeTensorMode():
+        shape = (1, 2, sum(LENGTHS), 8)
+        query, key = torch.empty(shape, device="cuda"), torch.empty(shape, device="cuda")
+        value = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+        attention.attention(torch.nn.Module(), query, key, value, None, segments=segments)
+    assert seen == [torch.bfloat16] * 3

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 # Tensor-core peaks of the makers' data sheets, dense (those with sparsity are twice as high), of products of bfloat16
 # with sums in float32; and bytes a second of memory. By a part of the name that the driver tells; the first to fit.
 PEAKS: dict[str, tuple[float, float]] = {
+    "gh200": (989e12, 4.0e12),
     "h200": (989e12, 4.8e12),
     "h100 pcie": (756e12, 2.0e12),
     "h100 nvl": (835e12, 3.9e12),
     "h100": (989e12, 3.35e12),
-    "gh200": (989e12, 4.0e12),
     "b200": (2250e12, 8.0e12),
     "a100": (312e12, 2.0e12),
     "l40s": (362e12, 0.86e12),

@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.batch import NO_PARENT, Segments
-from posttrain.decoding import DecodingState
+from posttrain.decoding import DecodingState, in_type_of_products
 from posttrain.recurring_sizes import compiles_for_sizes
 from posttrain.shared_prefix import attend_in_parts, attends_in_parts
 
@@ -120,6 +120,8 @@ def attention(
             return decoding.attend(layer, query, key, value, scaling, sliding_window), None
         decoding.record(layer, key, value)
     assert segments is not None
+    if query.is_cuda:
+        query, key, value = (in_type_of_products(tensor) for tensor in (query, key, value))
     if _takes_varlen(query, dropout):
         return _attend_varlen(query, key, value, segments, scaling, sliding_window), None
     if not compiles_for_sizes(query.device, query.dtype):

@@ -157,7 +157,7 @@ class DecodingState:
         else:
             keys, values, shared = keys[:, : self.columns], values[:, : self.columns], self._width
             unseen, bias = self._masks(window)
-        query, kind = _held(query), _rounded(query).dtype
+        query, kind = _held(query), in_type_of_products(query).dtype
         with _without_autocast(query.device.type):
             query = self._placed(query, group).reshape(together, places * group, size)
             scores = _scores(query.reshape(apart, group, size), keys)
@@ -250,15 +250,15 @@ class DecodingState:
             self._bias = self._bias[torch.from_numpy(stay).to(device)]
 
 
-def _rounded(tensor: torch.Tensor) -> torch.Tensor:
-    """In the type of the model: layers hand out float32 inside autocast too."""
+def in_type_of_products(tensor: torch.Tensor) -> torch.Tensor:
+    """In autocast's type inside of it, where layers that rotate queries and keys hand out float32."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def _held(tensor: torch.Tensor) -> torch.Tensor:
     """In the type in which it is kept and multiplied."""
-    rounded = _rounded(tensor)
+    rounded = in_type_of_products(tensor)
     return rounded.float() if rounded.device.type == "cpu" and rounded.dtype in _HALF else rounded
 
 
