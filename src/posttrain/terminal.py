@@ -36,7 +36,9 @@ def say(text: str) -> None:
         else:
             start = "\n"  # in a file, nothing takes back what a bar has written
     with above:
-        print(f"{start}{visible(text, _KEPT)}", file=sys.stderr, flush=True)
+        # In one piece, unlike print: the line of another thread does not begin behind this one.
+        sys.stderr.write(f"{start}{visible(text, _KEPT)}\n")
+        sys.stderr.flush()
 
 
 def close_bars() -> None:

@@ -11,14 +11,15 @@ import math
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import accumulate, chain
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,7 @@ class Workers:
             raise self._failed() from error
 
     def _failed(self) -> RunFailed:
-        by_sentinel = {process.sentinel: process for process in self._processes}
-        ended = [by_sentinel[one] for one in wait(list(by_sentinel), timeout=1)]  # type: ignore[index]
-        for process in ended:
-            process.join(1)  # which is told of its end a moment later
-        codes = [process.exitcode for process in ended if process.exitcode]
+        codes = self._exit_codes()
         how = f"by signal {-codes[0]}" if codes and codes[0] < 0 else f"with exit code {codes[0]}" if codes else "early"
         return RunFailed(
             f"one of {self.number} processes that tokenise has ended {how}; most likely this machine's memory ran out: "
@@ -97,6 +94,16 @@ class Workers:
             "there",
             "large_data.md#memory",
         )
+
+    def _exit_codes(self) -> list[int]:
+        """Of processes that have failed, those first that the pool has not ended because of the others. It waits for
+        them in a thread of its own, so that a code may be known a moment later."""
+        until = time.monotonic() + 1
+        while not (codes := [process.exitcode for process in self._processes if process.exitcode]):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        return sorted(codes, key=lambda code: code == -signal.SIGTERM)
 
     def close(self) -> None:
         """Ends them; what is under way is lost."""
