@@ -63,6 +63,21 @@ def test_python_is_left_out_and_what_does_not_change_is_computed_once() -> None:
 
 
 @torch.no_grad()
+def test_it_is_recorded_after_calls_with_the_same_shapes() -> None:
+    calls = []
+
+    def function(x: torch.Tensor) -> Tensors:
+        calls.append(len(x))
+        return (x + 1,)
+
+    replay = Replay(function, after=2)
+    for rows in (3, 3, 2, 2, 2, 2, 2, 3):
+        x = torch.randn(rows)
+        assert_same_bits(replay(x), (x + 1,))
+    assert calls == [3, 3, 2, 2, 2, 3]  # the fifth is recorded, and run again twice
+
+
+@torch.no_grad()
 def test_what_the_function_changes_is_changed_again() -> None:
     total = torch.zeros(2)
 

@@ -106,7 +106,7 @@ def test_a_step_that_is_run_again_gives_the_same_bits(family: str, monkeypatch: 
     """Recorded for all models but those whose experts take the rows that numbers send them."""
     model, _, engine = parts(family)
     replays: list[Replay[Any]] = []
-    monkeypatch.setattr(engine_module, "Replay", lambda step: replays.append(Replay(step)) or replays[-1])
+    monkeypatch.setattr(engine_module, "Replay", lambda step, after: replays.append(Replay(step)) or replays[-1])
     changes = {"temperature": 0.9, "repetition_penalty": 1.1}
     again = sample(model, engine, **changes)
     monkeypatch.setattr(engine_module, "_MOST_LOGITS", 0)
