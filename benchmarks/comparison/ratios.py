@@ -13,8 +13,8 @@ BASELINES = Path(__file__).with_name("baselines.json")
 AIMS = {"sft": 2.5, "packed": 2.5, "reward": 6.0, "dpo": 8.0, "grpo": 3.0, "rloo": 3.0}  # times as fast as the peer
 AIM_OF_MEMORY = AIM_OF_START = 0.5  # of the peer's
 # By how much more than its baseline a ratio may be: on a machine that others use, time of five pairs of steps moves by
-# a tenth, of one pair of starts by more.
-TOLERANCES = {"time": 0.2, "memory": 0.05, "start": 0.25}
+# a tenth, of one pair of starts by half: 0.62 to 1.21 came out of cells that start alike.
+TOLERANCES = {"time": 0.2, "memory": 0.05, "start": 0.6}
 
 
 def ratios(record: Mapping[str, Any]) -> dict[str, float]:
