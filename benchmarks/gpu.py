@@ -107,7 +107,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer_python", type=Path, help="of an environment with trl, to be measured beside")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, in seconds; the figures mean nothing")
     parser.add_argument("--working_in", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.tiny:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("torch finds no GPU here; --tiny shows on a CPU whether the script runs")
+    return args
 
 
 def main() -> int:

@@ -214,6 +214,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.path.insert(0, str(Path(__file__).parent))  # for the reward
     material = args.material.resolve()
+    if not material.is_dir():
+        parser.error(f"--material {args.material} is no folder; benchmarks/material.py writes one")
     with tempfile.TemporaryDirectory() as output:
         count = args.skip + 2 * args.steps
         words = flags_of(args.method, args.precision, args.lora, material, Path(output), count)

@@ -115,6 +115,16 @@ def test_the_script_starts_by_its_path_and_needs_no_library_to_say_what_it_is() 
     assert "torch" not in done.stderr  # which the working process alone loads
 
 
+def test_without_a_gpu_it_names_the_way_out(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as end:
+        gpu.parse_arguments()
+    assert end.value.code == 2 and "--tiny" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_parts_fit_into_eight_minutes() -> None:
     # Loading and a model of a GiB come on top; parts end well before their time unless something is wrong.
     assert sum(parts.budget_of(name, with_peer=False) for name in parts.BUDGETS) <= 600
