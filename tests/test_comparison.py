@@ -121,7 +121,17 @@ def test_a_ratio_is_worse_where_it_is_above_its_baseline_by_more_than_the_tolera
     }
     found = verdicts(now, kept)
     assert [(one.cell, one.what) for one in found if one.is_worse] == [("b", "memory")]
-    assert {one.cell for one in found} == {"a", "b"}  # there is no baseline of c
+    assert {one.cell for one in found if one.what != "start"} == {"a", "b"}  # there is no baseline of c
+
+
+def test_of_starts_the_median_over_the_cells_is_looked_at() -> None:
+    from benchmarks.comparison.ratios import baselines_of, verdicts
+
+    kept = baselines_of({"about": {}, "cells": {name: record() for name in "abc"}})
+    for seconds, is_worse in (([4, 4, 8], False), ([4, 6, 8], True)):
+        now = {name: record(start_processor=one) for name, one in zip("abc", seconds, strict=True)}
+        (start,) = (one for one in verdicts(now, kept) if one.what == "start")
+        assert (start.baseline, start.now, start.is_worse) == (1, seconds[1] / 4, is_worse)
 
 
 def test_the_check_fails_for_what_is_worse_or_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
