@@ -45,7 +45,20 @@ LAYERS = [
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"}
     | {"compiled", "compiled_head"},
-    {"batch", "attention", "shared_prefix", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
+    {
+        "batch",
+        "attention",
+        "shared_prefix",
+        "decoding",
+        "logprobs",
+        "logits_chunk",
+        "norms",
+        "sharding",
+        "cache",
+        "checkpoints",
+        "disk",
+        "runs",
+    }
     | {"replay", "recurring_sizes"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
     | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout", "waiting", "loading", "packages"},
