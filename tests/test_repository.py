@@ -38,8 +38,17 @@ LAYERS = [
     },
     {
         *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
-        *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
-        *("file_hashes", "step_record", "planned", "tensorboard_run", "one_run", "finished"),
+        *(
+            "checkpoint_trainer",
+            "counts",
+            "log_line",
+            "stop_training",
+            "publish",
+            "model_card",
+            "citations",
+            "provenance",
+        ),
+        *("file_hashes", "log_line", "step_record", "planned", "tensorboard_run", "one_run", "finished"),
     },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
