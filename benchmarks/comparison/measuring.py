@@ -125,8 +125,9 @@ def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int, star
                 loads.extend(report.get("loads", []))
         [profiled] = runs["own"].take(-1)
         flags = [*cell.flags(material, Path(scratch) / "planned"), "--cache_dir", f"{scratch}/planned-cache"]
-        planned = plan(*parse_command_line(cell.command, flags)).peak
         case = case_of(*parse_command_line(cell.command, flags))
+        flags[flags.index("--max_steps") + 1] = str(WARM_UP + steps + 1)  # a CPU in half precision grows with steps
+        planned = plan(*parse_command_line(cell.command, flags)).peak
     pythons = {"own": sys.executable, "peer": str(peer)}
     seconds = {side: [(one["start"], one["start_processor"])] for side, one in sides.items()}
     for _ in range(1, starts):
