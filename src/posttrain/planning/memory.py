@@ -275,8 +275,8 @@ def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Pa
         yield Part("a captured step", captured, "logits and a layer once more, which its graph holds")
     if "weights" in setting.sharded:
         yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process, and given back")
-    if not setting.on_gpu and shape.large_linears:
-        yield Part("weights laid out anew", shape.large_linears, "for small products")
+    if not setting.on_gpu and shape.laid_out:
+        yield Part("weights laid out anew", shape.laid_out, "for small products")
 
 
 def as_plain(memory: Memory) -> dict[str, Any]:
