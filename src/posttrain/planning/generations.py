@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.planning.batches import Load, Steps, mean_and_largest, sums_of, warmup_steps
+from posttrain.planning.batches import Load, Steps, mean_and_largest, num_sizes, sums_of, warmup_steps
 from posttrain.planning.lengths import Numbers, RowLengths, attended
 from posttrain.recurring_sizes import MULTIPLE
 
@@ -53,6 +53,10 @@ def steps_of_prompts(
     order = _prompts_in_order(arguments, config, len(prompts), wanted)
     columns = _columns_of_prompts(prompts[order], size, group, completion)
     mean, largest = mean_and_largest(columns, False)
+    sizes = num_sizes(columns[1])
+    if completion < config.max_completion_length:
+        # They end where they like, so that any number of tokens comes up, sooner or later.
+        sizes = min(number * accumulation, math.ceil(largest.tokens / MULTIPLE))
     return Steps(
         number=number,
         in_epoch=in_epoch,
@@ -64,8 +68,7 @@ def steps_of_prompts(
         rows_in_last=0,
         mean=mean,
         largest=largest,
-        # Completions end where they like: every length up to the largest comes up, sooner or later.
-        sizes=min(number * accumulation, math.ceil(largest.tokens / MULTIPLE)),
+        sizes=sizes,
         generations=generations,
     )
 
