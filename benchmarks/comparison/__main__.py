@@ -31,12 +31,14 @@ from benchmarks.comparison import cells, measuring, tables
 from benchmarks.comparison.cells import Cell, chosen, write_material
 from benchmarks.comparison.floors import measure_rates
 from benchmarks.comparison.largest import on_a_card
+from benchmarks.comparison.picture import picture
 from benchmarks.comparison.ratios import BASELINES, baselines_of, read_baselines, verdicts
 from benchmarks.in_turn import ROOT, RunEnded
 from posttrain.machine import num_cores
 
 FILE = Path(__file__).with_name("results.json")
 PAGE = ROOT / "docs/speed.md"
+PICTURE = ROOT / "docs/pictures/speed.svg"
 SHORT = (ROOT / "README.md", ROOT / "docs/from_trl.md")  # pages that show the main rows
 CHECKED = (*chosen(["sft", "reward", "dpo", "grpo"], ["full"], ["float32"], None, ["4M"]),)
 CHECKED += (*chosen(["sft"], ["lora"], ["bf16"], None, ["4M"]),)
@@ -86,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
         "--again", action="store_true", help="forget what is stored of these cells, and measure them anew"
     )
     parser.add_argument("--steps", type=int, help=f"of each side that are counted; unset: {measuring.STEPS}")
+    parser.add_argument("--starts", type=int, default=1, help="of each side; unset: 1; more take 20 s a pair and cell")
     parser.add_argument("--cores", type=int, default=num_cores(), help="that each side computes on; unset: all")
     parser.add_argument("--seconds", type=float, help="begin no other cell after so long; the next call goes on")
     parser.add_argument(
@@ -105,6 +108,8 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--data or POSTTRAIN_DATA must name a folder with {names}; given: {args.data}")
         if args.steps is not None and args.steps < 1:
             parser.error("--steps must be at least 1")
+        if args.starts < 1:
+            parser.error("--starts must be at least 1")
     return args
 
 
@@ -156,7 +161,7 @@ def fill(results: dict[str, Any], wanted: list[Cell], peer: Path, args: argparse
             keep(results["import"], measuring.import_seconds(), min)
             steps = args.steps or measuring.STEPS[cell.size]
             try:
-                record = measuring.measure(cell, Path(temporary), peer, args.cores, steps)
+                record = measuring.measure(cell, Path(temporary), peer, args.cores, steps, args.starts)
             except RunEnded as error:
                 failed[cell.name] = str(error)
                 continue
@@ -184,6 +189,7 @@ def write(results: dict[str, Any], args: argparse.Namespace) -> None:
     text = tables.page(results)
     args.page.write_text(text, encoding="utf-8")
     if args.page == PAGE:
+        PICTURE.write_text(picture(results), encoding="utf-8")
         for place in SHORT:
             shown = tables.with_rows(place.read_text(encoding="utf-8"), tables.main_rows(results))
             place.write_text(shown, encoding="utf-8")
