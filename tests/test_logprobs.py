@@ -8,6 +8,7 @@ from torch import nn
 
 import posttrain.logprobs
 from posttrain.compiled_head import chunk_gradient, chunk_statistics, compiled_head_statistics
+from posttrain.logits_chunk import chunk_statistics as statistics_of_chunk
 from posttrain.logprobs import TargetHead, head_statistics, statistics_from_logits
 
 
@@ -150,3 +151,22 @@ def test_a_target_head_is_the_linear_layer_that_it_was() -> None:
         pass
 
     assert TargetHead.adopt(Other(2, 2)) is None
+
+
+def test_of_several_largest_logits_the_first_is_the_most_probable() -> None:
+    """As argmax has it, where half precision makes logits equal."""
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [1.0, 3.0, 3.0, 0.0], [5.0, 3.0, 3.0, 0.0], [5.0, 3.0, 3.0, 0.0]])
+    targets = torch.tensor([1, 2, 0, 1])
+    table = statistics_of_chunk(logits.clone(), targets, torch.empty(4, 4))
+    assert table[:, 2].tolist() == [1, 0, 1, 0] == (logits.argmax(-1) == targets).float().tolist()
+
+
+def test_gradients_in_half_precision_are_rounded_once() -> None:
+    """Those of a chunk go through pieces in float32 to the type of the products."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(150, 16).bfloat16().requires_grad_(), torch.randn(4096, 16).bfloat16()
+    targets, upstream = torch.randint(0, 4096, (150,)), torch.randn(150)
+    (head_statistics(hidden, weight, None, targets)[:, 0] * upstream).sum().backward()
+    p = (hidden.detach() @ weight.T).float().softmax(-1)
+    logits = (nn.functional.one_hot(targets, 4096) - p) * upstream[:, None]
+    torch.testing.assert_close(hidden.grad, logits.bfloat16() @ weight, rtol=1e-2, atol=1e-3)

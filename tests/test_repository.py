@@ -55,7 +55,7 @@ LAYERS = [
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"}
     | {"compiled", "compiled_head"},
     {"batch", "attention", "shared_prefix", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
-    | {"recurring_sizes", "left_locks"}
+    | {"recurring_sizes", "left_locks", "logits_chunk", "norms"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
     | {
         "memory_limit",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from posttrain.logits_chunk import chunk_statistics, write_gradient
 from posttrain.recurring_sizes import compiles_for_sizes, num_filling
 
 # Logits worked on at once, in the forward and in the backward pass. Forward, a CPU passes some ten times over what its
@@ -49,37 +50,6 @@ class TokenStatistics(NamedTuple):
     router_loss: torch.Tensor | None = None
 
 
-def _chunk_statistics(z: torch.Tensor, targets: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """(n, V) float32 logits, overwritten → the (n, 5) statistics; the probabilities are written to p (n, V).
-
-    With z shifted by its maximum, e = exp(z) and s = Σe: log p_t = z_t - log s, H = log s - Σ e·z / s,
-    log Σ p² = log Σ e² - 2 log s.
-    """
-    mean_logit = z.mean(-1)
-    top, argmax = z.max(-1, keepdim=True)
-    z.sub_(top)
-    own = z.gather(1, targets[:, None])[:, 0]
-    e = torch.exp(z, out=p)
-    total = e.sum(-1)
-    log_total = total.log()
-    entropy = log_total - torch.linalg.vecdot(e, z) / total
-    log_collision = torch.linalg.vecdot(e, e).log() - 2 * log_total
-    is_argmax = (argmax[:, 0] == targets).float()
-    e.div_(total[:, None])
-    return torch.stack([own - log_total, entropy, is_argmax, mean_logit, log_collision], dim=1)
-
-
-def _logits_gradient(
-    p: torch.Tensor, targets: torch.Tensor, entropy: torch.Tensor, gradient: torch.Tensor, with_entropy: bool
-) -> torch.Tensor:
-    """Gradient with respect to the logits z of a chunk: d log p_t / dz = onehot(t) - p, dH/dz = -p * (log p + H)."""
-    result = p * -gradient[:, :1]
-    if with_entropy:
-        result -= (torch.special.xlogy(p, p) + p * entropy[:, None]) * gradient[:, 1:2]
-    result.scatter_add_(1, targets[:, None], gradient[:, :1])
-    return result
-
-
 class _HeadStatistics(torch.autograd.Function):
     """(N, H) hidden states and the (V, H) head → (N, 5) statistics, chunk by chunk; the probabilities of a chunk are
     kept for the backward pass where memory allows, and computed again where not."""
@@ -103,16 +73,22 @@ class _HeadStatistics(torch.autograd.Function):
         for start in range(0, max(1, hidden.shape[0]), chunk):  # once for no rows at all
             rows = slice(start, min(start + chunk, hidden.shape[0]))
             logits = _head_logits(hidden[rows], weight, bias, temperature)
-            statistics.append(_chunk_statistics(logits, targets[rows], p[rows] if keep else p[: len(logits)]))
+            statistics.append(chunk_statistics(logits, targets[rows], p[rows] if keep else p[: len(logits)]))
         output = torch.cat(statistics)
         # A copy of the entropies: the output itself, saved by hand, would keep the graph alive in a cycle.
         ctx.save_for_backward(hidden, weight, bias, targets, output[:, 1].clone(), p if keep else None)
-        ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunks[1], with_entropy
+        ctx.temperature, ctx.chunks, ctx.with_entropy = temperature, chunks, with_entropy
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
+
+        block, chunk = ctx.chunks
+        # One piece of memory for all chunks, in the type of the products; in float32 no more than a cache holds.
+        memory = weight.new_empty(min(chunk, hidden.shape[0]), weight.shape[0])
+        half = weight.dtype != torch.float32
+        cached = memory.new_empty(min(block, len(memory)), weight.shape[0], dtype=torch.float32) if half else None
 
         def of_logits(rows: slice) -> torch.Tensor:
             p = (
@@ -120,10 +96,19 @@ class _HeadStatistics(torch.autograd.Function):
                 if kept is not None
                 else _head_logits(hidden[rows], weight, bias, ctx.temperature).softmax(-1)
             )
-            grad = _logits_gradient(p, targets[rows], entropy[rows], gradient[rows], ctx.with_entropy)
-            return grad if ctx.temperature == 1.0 else grad.div_(ctx.temperature)
+            result = memory[: len(p)]
+            numbers = (p, targets[rows], entropy[rows], gradient[rows])
+            parts = (one.split(block) for one in (*numbers, result))
+            for some_p, some_targets, some_entropy, some_gradient, out in zip(*parts, strict=True):
+                into = out if cached is None else cached[: len(out)]
+                write_gradient(
+                    some_p, some_targets, some_entropy, some_gradient, ctx.temperature, ctx.with_entropy, into
+                )
+                if cached is not None:
+                    out.copy_(into)
+            return result
 
-        return *head_gradients(ctx.needs_input_grad[:3], hidden, weight, bias, ctx.chunk, of_logits), *(None,) * 4
+        return *head_gradients(ctx.needs_input_grad[:3], hidden, weight, bias, chunk, of_logits), *(None,) * 4
 
 
 def head_gradients(

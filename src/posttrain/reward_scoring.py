@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from posttrain import attention
 from posttrain.batch import PackedBatch
+from posttrain.norms import exchange_norms
 from posttrain.scoring import agrees, may_attend_by_segments, packed_inputs, trial_batch, try_packed
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class RewardScorer:
                 self.has_head = self._try_head(model, trial, expected)
                 if self.has_head and packed and may_attend_by_segments(model):
                     self.packed = try_packed(self, model, lambda: self(model, trial), expected)
+            exchange_norms(model)
         finally:
             model.train(was_training)
         if packed and not self.packed:

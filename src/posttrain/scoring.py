@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from posttrain import attention
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.logprobs import TargetHead, TokenStatistics, statistics_from_logits
+from posttrain.norms import exchange_norms
 from posttrain.recurring_sizes import compiles_for_sizes, filled
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Scorer:
                 if packed and may_attend_by_segments(model):
                     self.packed = try_packed(self, model, lambda: self(model, trial).logprobs, expected)
                 self.head = _try_head(self, model, trial, expected) if adopt_head else None
+            exchange_norms(model)
         finally:
             model.train(was_training)
         if packed and not self.packed:

@@ -96,11 +96,15 @@ def _bytes_saved(config: CommonConfig, layers: int, weights: Any, autocast: Any,
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from posttrain.norms import exchange_norms
+
     _register()
     model: Any = without_weights(config, layers)
     if model is None:
         raise UserError(f"{config.model_name_or_path}: no model can be made of its config")
     model.to(weights)
+    if not on_gpu:
+        exchange_norms(model)
     decoder: Any = getattr(model, model.base_model_prefix)
     model.config._attn_implementation = _NAME
     if config.use_peft:
