@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -29,6 +30,9 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["TRACKIO_DIR"] = str(_SCRATCH / "trackio")
 # Models this small run fastest on one core, whatever else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What is compiled once serves all processes that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
 
