@@ -21,7 +21,8 @@ METHODS = ("sft", "reward", "dpo", "grpo", "rloo")
 MODULES = (
     *("posttrain.cli", "posttrain.training", *(f"posttrain.methods.{name}" for name in METHODS)),
     *("torch.profiler", "torch.distributed.fsdp", "torch.utils.serialization"),
-    "peft.utils.transformers_weight_conversion",
+    *("torch.distributed.algorithms.ddp_comm_hooks", "torch.distributed.checkpoint.state_dict"),
+    *("peft.utils.transformers_weight_conversion", "numpy.ctypeslib", "encodings.unicode_escape"),
 )
 
 
