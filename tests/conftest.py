@@ -35,6 +35,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
+from nursery import close_nursery, open_nursery  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Files that take more than 10 s, the longest first. They are begun first, so that no process is left with one of them
@@ -61,10 +62,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Training looks for garbage again and again, which among all that libraries have made takes 0.3 s each time."""
     gc.freeze()
     gc.enable()
+    if session.items and not session.config.option.collectonly:
+        open_nursery()
+
+
+def pytest_unconfigure() -> None:
+    """Nothing is left behind."""
+    close_nursery()
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,11 +10,12 @@ import importlib
 import json
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+
+from nursery import start
 
 METHODS = ("sft", "reward", "dpo", "grpo", "rloo")
 # With what a run imports on its way.
@@ -89,24 +90,37 @@ class Program:
     """
 
     def __init__(self, *words: str, **variables: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, *words],
-            env=os.environ | variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        (theirs, to), (back, answers) = os.pipe(), os.pipe()
+        self._process = start(words, os.environ | variables, stdin=theirs, stdout=answers)
+        os.close(theirs)
+        os.close(answers)
+        self._to, self._back = os.fdopen(to, "w", encoding="utf-8"), os.fdopen(back, encoding="utf-8")
 
     def ask(self, **request: Any) -> Any:
         """Its answer, which is waited for."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        self._to.write(json.dumps(request) + "\n")
+        self._to.flush()
+        return json.loads(self._back.readline())
 
     def close(self) -> None:
         """Ends it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        self._to.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._back.close()
+
+
+def run_script(*words: str, **variables: str) -> tuple[int, str]:
+    """Runs a script to its end.
+
+    Args:
+        *words: the script and its arguments.
+        **variables: of its environment, beside ours.
+
+    Returns:
+        Its exit code, and what it says.
+    """
+    with tempfile.TemporaryFile() as said, open(os.devnull) as nothing:
+        process = start(words, os.environ | variables, nothing.fileno(), said.fileno(), said.fileno())
+        code = process.wait()
+        said.seek(0)
+        return code, said.read().decode(errors="replace")
