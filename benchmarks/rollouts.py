@@ -11,8 +11,6 @@ import torch
 from material import VOCABULARY, make_model, make_tokenizer
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
-from posttrain.rollout import engine as engine_module
-from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
 from posttrain.scoring import Scorer
 
@@ -58,13 +56,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of each completion, at most")
     parser.add_argument("--ends", type=int, default=0, help="token ids, of 4096, that end a completion")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--weights_as_they_are", action="store_true", help="not laid out for few rows")
-    parser.add_argument("--not_recorded", action="store_true", help="every step through the model's own Python")
+    parser.add_argument("--by_modules", action="store_true", help="every step through the model's own modules")
     args = parser.parse_args()
-    if args.not_recorded:
-        engine_module._MOST_LOGITS = 0
-    if args.weights_as_they_are:
-        prepacked._MOST = 0
     draw = np.random.default_rng(0)
     prompts = [draw.integers(4, VOCABULARY, n) for n in draw.integers(*args.prompt_tokens, args.prompts)]
     sampling = Sampling(args.tokens, tuple(range(100, 100 + args.ends)))
@@ -72,6 +65,7 @@ def main() -> None:
     own, other = make_model(tokenizer).eval(), make_model(tokenizer).eval()
     other.generation_config = GenerationConfig()
     engine = Engine(own, Scorer(own))
+    engine.writes_out = not args.by_modules
     seeds = iter(range(args.repeats + 1))
     ids = range(args.prompts * args.completions)
     torch.manual_seed(0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from test_scaling import SETTING, SHAPE
@@ -257,11 +259,27 @@ def test_the_time_of_a_step_is_told_by_kind() -> None:
 # -- the page
 
 
+def test_a_bar_is_a_share_of_what_the_peer_takes() -> None:
+    """Of a cell that takes half the time and a quarter of the memory, and a fifth and an eighth at the least."""
+    from benchmarks.comparison.picture import picture
+
+    half = record("dpo", seconds=[0.5, 1.0, 1.5], peak=100, before=50)
+    half |= {"work": half["work"] | {"operations": 4e9, "bytes": 0.0}}
+    larger = record() | {"cell": half["cell"] | {"size": "27M"}}
+    drawn = picture({"cells": {"a": half, "b": larger}, "rates": {"float32": 1e10, "copy": 1e10}})
+    widths = [float(width) / 300 for width in re.findall(r'<rect x="\d+" y="\d+" width="([\d.]+)"', drawn)]
+    assert widths == [1.0, 0.5, 0.2, 1.0, 0.25, 0.125]
+    texts = [element.text for element in ElementTree.fromstring(drawn).iter() if element.text]
+    assert {"DPO, full, float32", "2.0×", "0.25"} <= set(texts)
+
+
 def test_the_page_is_what_was_measured() -> None:
+    from benchmarks.comparison.picture import picture
     from benchmarks.comparison.tables import page
 
     results = json.loads((ROOT / "benchmarks/comparison/results.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs/speed.md").read_text(encoding="utf-8") == page(results)
+    assert (ROOT / "docs/pictures/speed.svg").read_text(encoding="utf-8") == picture(results)
     assert results["cells"]
 
 

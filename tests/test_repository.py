@@ -46,7 +46,7 @@ LAYERS = [
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"}
     | {"compiled", "compiled_head"},
     {"batch", "attention", "shared_prefix", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
-    | {"replay", "recurring_sizes"}
+    | {"recurring_sizes"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
     | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout", "waiting", "loading", "packages"},
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
 from posttrain.models import checkpoint_activations, match_tokenizer
-from posttrain.replay import Replay
 from posttrain.rollout import engine as engine_module
-from posttrain.rollout import prepacked
 from posttrain.rollout.engine import Completions, Engine, Sampling, uniforms
 from posttrain.rollout.engines import eos_token_ids
 from posttrain.scoring import Scorer
@@ -99,22 +96,6 @@ def test_prompts_together_or_one_by_one(family: str) -> None:
         alone = engine.generate(model, [prompt], G, sampling(), numbers[rows])
         expected = Completions(together.token_ids[rows], together.logprobs[rows], [], together.ended[rows])
         assert_same_tokens(alone, expected)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_that_is_run_again_gives_the_same_bits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorded for all models but those whose experts take the rows that numbers send them."""
-    model, _, engine = parts(family)
-    replays: list[Replay[Any]] = []
-    monkeypatch.setattr(engine_module, "Replay", lambda step, after: replays.append(Replay(step)) or replays[-1])
-    changes = {"temperature": 0.9, "repetition_penalty": 1.1}
-    again = sample(model, engine, **changes)
-    monkeypatch.setattr(engine_module, "_MOST_LOGITS", 0)
-    plain = sample(model, engine, **changes)
-    for one, other in zip(again.token_ids + again.logprobs, plain.token_ids + plain.logprobs, strict=True):
-        assert np.array_equal(one, other)
-    has_experts = family in ("mixtral", "qwen2 moe")
-    assert [replay.refused is not None for replay in replays] == [has_experts] * engine.packed
 
 
 def test_when_rows_leave_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,58 +265,6 @@ def test_a_model_whose_decoding_differs_is_found_out(caplog: pytest.LogCaptureFi
     assert scorer.packed and not engine.packed
     assert caplog.text.count("Deaf cannot decode by segments") == 1
     assert_same_tokens(sample(model, engine), expected)
-
-
-# How many layers are one product: queries, keys and values, gate and up; or one of its own.
-TOGETHER = {"llama": {3, 1, 2}, "gpt2, learned positions": {1}, "phi3, fused projections": {1}, "mixtral": {3, 1}}
-
-
-@pytest.mark.parametrize("family", TOGETHER)
-def test_weights_laid_out_for_sampling(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same tokens and log-probs; nothing is left behind; and weights that have changed are laid out anew."""
-    model, _, engine = parts(family)
-    plain = sample(model, engine)
-    monkeypatch.setattr(prepacked, "_SMALLEST", 1)
-    monkeypatch.setattr(prepacked, "_Product", counted := Mock(wraps=prepacked._Product))
-    packed = sample(model, engine)
-    together = {len(call.args[0]) for call in counted.call_args_list}
-    assert together == TOGETHER[family]
-    assert_same_tokens(packed, plain)
-    np.testing.assert_allclose(np.concatenate(packed.logprobs), np.concatenate(plain.logprobs), atol=1e-5)
-    assert not any("forward" in vars(module) for module in model.modules())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    changed = sample(model, engine)
-    monkeypatch.setattr(prepacked, "_MOST", 0)  # too much to be held twice
-    assert_same_tokens(changed, sample(model, engine))
-    assert any((a != b).any() for a, b in zip(changed.token_ids, plain.token_ids, strict=True) if len(a) == len(b))
-
-
-def test_rows_that_have_changed_are_multiplied_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that were one product over the prompts, given rows that change between them, and rows of their own."""
-    monkeypatch.setattr(prepacked, "_SMALLEST", 1)
-    layers = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 4, bias=False)])
-    one, other = torch.randn(3, 16), torch.randn(3, 16)
-    with torch.no_grad(), prepacked.prepacked(layers):
-        for layer in layers:
-            layer(one)
-        for change, rows in ((0.0, one), (1.0, one), (0.0, other)):
-            layers[0](one)
-            one += change
-            for layer in reversed(layers):
-                torch.testing.assert_close(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias))
-
-
-def test_weights_laid_out_for_sampling_stand_back_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepacked, "_SMALLEST", 1)
-    layer = nn.Linear(16, 8)
-    rows = torch.randn(3, 16)
-    with prepacked.prepacked(layer):
-        layer(rows)
-        torch.testing.assert_close(layer(rows), nn.Linear.forward(layer, rows))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer(rows).dtype == layer(rows.bfloat16()).dtype == torch.bfloat16
 
 
 def test_whatever_ended_completions_before_still_does() -> None:

@@ -31,12 +31,14 @@ from benchmarks.comparison import cells, measuring, tables
 from benchmarks.comparison.cells import Cell, chosen, write_material
 from benchmarks.comparison.floors import measure_rates
 from benchmarks.comparison.largest import on_a_card
+from benchmarks.comparison.picture import picture
 from benchmarks.comparison.ratios import BASELINES, baselines_of, read_baselines, verdicts
 from benchmarks.in_turn import ROOT, RunEnded
 from posttrain.machine import num_cores
 
 FILE = Path(__file__).with_name("results.json")
 PAGE = ROOT / "docs/speed.md"
+PICTURE = ROOT / "docs/pictures/speed.svg"
 SHORT = (ROOT / "README.md", ROOT / "docs/from_trl.md")  # pages that show the main rows
 CHECKED = (*chosen(["sft", "reward", "dpo", "grpo"], ["full"], ["float32"], None, ["4M"]),)
 CHECKED += (*chosen(["sft"], ["lora"], ["bf16"], None, ["4M"]),)
@@ -184,6 +186,7 @@ def write(results: dict[str, Any], args: argparse.Namespace) -> None:
     text = tables.page(results)
     args.page.write_text(text, encoding="utf-8")
     if args.page == PAGE:
+        PICTURE.write_text(picture(results), encoding="utf-8")
         for place in SHORT:
             shown = tables.with_rows(place.read_text(encoding="utf-8"), tables.main_rows(results))
             place.write_text(shown, encoding="utf-8")

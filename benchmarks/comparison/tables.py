@@ -29,6 +29,7 @@ def page(results: Mapping[str, Any]) -> str:
     parts = [
         _HEAD,
         _where(results["about"], records),
+        _PICTURE,
         "## A step",
         _OF_STEPS,
         time_table(records, rates),
@@ -60,6 +61,7 @@ Both sides have the same rows, flags, versions and cores, are alive at once, and
 float32; bf16 is that of products (`--bf16`). A step is 8 rows, 2 packed rows of 1,024 tokens, 8 pairs, or 32
 completions of up to 128 tokens to 4 prompts. LoRA has rank 16, and no dropout, which the two sides would draw
 differently."""
+_PICTURE = "![time of a step and peak memory of each cell beside TRL's](pictures/speed.svg)"
 _OF_STEPS = """Seconds are medians, the ratio is the median over pairs of steps, and in brackets that of seconds of the
 processor. Tokens a second count a shared prompt once for each of its completions. The floor is the least time that the
 operations and bytes of such a step take; in brackets, the share of posttrain's step that it explains."""

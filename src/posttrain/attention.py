@@ -118,7 +118,7 @@ def attention(
         layer: Any = module.layer_idx
         if segments is None:
             return decoding.attend(layer, query, key, value, scaling, sliding_window), None
-        decoding.record(layer, key, value)
+        decoding.record(layer, key, value, scaling, sliding_window)
     assert segments is not None
     if query.is_cuda:
         query, key, value = (in_type_of_products(tensor) for tensor in (query, key, value))

@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from posttrain.replay import live
-
 _HALF = (torch.float16, torch.bfloat16)
 
 # Columns of a completion by which a static step grows: of a graph for each, and of what it reads in vain.
@@ -69,6 +67,7 @@ class DecodingState:
         # By layer, keys and values: (P · key heads, width, D) and (P · key heads · places, tokens, D).
         self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.asked: dict[int, tuple[float | None, int | None]] = {}  # scaling and window of each layer's attention
         self._arrange(np.repeat(np.arange(len(lengths)), num_completions))
 
     def _arrange(self, row_prompts: np.ndarray) -> None:
@@ -93,14 +92,24 @@ class DecodingState:
         """R."""
         return len(self._row_prompts)
 
-    def record(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keeps the prompts' keys and values of one layer.
+    def record(
+        self,
+        layer: int,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None = None,
+        window: int | None = None,
+    ) -> None:
+        """Keeps the prompts' keys and values of one layer, and what it asks of attention.
 
         Args:
             layer: its index.
             key: (1, key heads, T, D), the packed row of prompts.
             value: (1, key heads, T, E).
+            scaling: of the scores; 1/sqrt(D) if None.
+            window: a token sees at most this many tokens, itself among them.
         """
+        self.asked[layer] = scaling, window
         prompts, own = [], []
         for tensor in (key, value):
             heads, size = tensor.shape[1], tensor.shape[3]
@@ -113,7 +122,6 @@ class DecodingState:
         self._prompts[layer] = prompts[0], prompts[1]
         self._own[layer] = own[0], own[1]
 
-    @live
     def attend(
         self,
         layer: int,

@@ -315,8 +315,8 @@ def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Pa
     yield Part("a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), "over the prompts")
     if "weights" in setting.sharded:
         yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process, and given back")
-    if not setting.on_gpu and shape.large_linears:
-        yield Part("weights laid out anew", shape.large_linears, "for small products")
+    if not setting.on_gpu and shape.laid_out:
+        yield Part("weights laid out anew", shape.laid_out, "for small products")
 
 
 def _tokens(shape: ModelShape, load: Load) -> float:

@@ -37,7 +37,7 @@ class ModelShape:
         trained_bytes: of the trained ones, one number each.
         per_token: parameters that multiply each token, without embeddings and head; of experts those that are asked.
         head: parameters of the output head.
-        large_linears: bytes of weights that sampling on a CPU lays out a second time (rollout/prepacked.py).
+        laid_out: bytes of weights that sampling on a CPU lays out a second time (rollout/written_out.py).
         vocabulary, hidden, layers: V, H, number of layers.
         query, key: widths of all heads, and of all key heads, of a layer.
         inner: width of the feed-forward network; of experts, of those that a token goes to.
@@ -55,7 +55,7 @@ class ModelShape:
     trained_bytes: int
     per_token: int
     head: int
-    large_linears: int
+    laid_out: int
     vocabulary: int
     hidden: int
     layers: int
@@ -84,6 +84,8 @@ def shape_of(config: CommonConfig, autocast: torch.dtype | None, on_gpu: bool) -
     Raises:
         UserError: its config cannot be had, or adapters do not fit the model.
     """
+    from posttrain.rollout.written_out import bytes_laid_out
+
     name = str(config.model_name_or_path)
     base = adapter_base(name)
     if base is not None:  # it is merged
@@ -138,6 +140,7 @@ def shape_of(config: CommonConfig, autocast: torch.dtype | None, on_gpu: bool) -
         inner=inner,
         positions=getattr(about, "max_position_embeddings", None),
         number=number,
+        laid_out=bytes_laid_out(model, autocast or weights),
         by_segments=is_segmented,
         saved=saved,
         **counts,
@@ -145,11 +148,9 @@ def shape_of(config: CommonConfig, autocast: torch.dtype | None, on_gpu: bool) -
 
 
 def _counts(model: Any, about: Any) -> dict[str, int]:
-    import torch
-
     head = model.get_output_embeddings()
     table = model.get_input_embeddings().weight
-    per_token = large = 0
+    per_token = 0
     for name, value in model.named_parameters():
         if value is table or value.ndim < 2 or name.split(".")[0] in _HEADS:
             continue
@@ -158,11 +159,8 @@ def _counts(model: Any, about: Any) -> dict[str, int]:
             asked = int(getattr(about, "num_experts_per_tok", None) or value.shape[0])
             share = min(1.0, asked / value.shape[0])
         per_token += int(value.numel() * share)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight.numel() >= 2**14:
-            large += module.weight.numel() * 4
     size = 0 if head is None else head.weight.numel()
-    return {"per_token": per_token, "head": size, "large_linears": large if large <= 2**30 else 0}
+    return {"per_token": per_token, "head": size}
 
 
 def _inner(about: Any, hidden: int) -> int:

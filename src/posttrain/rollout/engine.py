@@ -21,26 +21,19 @@ from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.compiled import as_written
 from posttrain.decoding import DecodingState
-from posttrain.replay import Replay
 from posttrain.rollout.captured import Captured
 from posttrain.rollout.fallback import generate_padded
-from posttrain.rollout.prepacked import prepacked
 from posttrain.rollout.record import Completions, Drawn, Record
 from posttrain.rollout.sampling import Sampling, uniforms
+from posttrain.rollout.written_out import written_out
 from posttrain.scoring import Scorer, agrees
 
 __all__ = ["Completions", "Engine", "Sampling", "uniforms"]
 
 logger = logging.getLogger(__name__)
 
-# Rows that have ended leave when at most this share is left: each time, what is held of the others is moved, and a CPU
-# records a step anew. (0.8 took a fifth longer than this where 64 of 4,096 tokens end a completion; 0.5 about as long.)
+# Rows that have ended leave when at most this share is left: each time, what is held of the others is moved.
 _LEAVE_AT = 0.65
-# A step is recorded where its logits are no more than this (16 MiB in float32).
-_MOST_LOGITS = 2**22
-# Recording takes as long as some 5 steps, and saves a fifth of each that follows: it begins when it would have paid, so
-# that of short completions, whose rows leave soon, at most as much is lost as of long ones is gained.
-_RECORDED_AFTER = 16
 
 # Devices that can run a step as a captured graph.
 _CAPTURING = {"cuda"}
@@ -58,6 +51,7 @@ class Engine:
         self.packed = scorer.packed and _try_packed(model, scorer)
         can_capture = self.packed and model.device.type in _CAPTURING
         self.captures = can_capture and _try_packed(model, scorer, captures=True)  # a step as a graph
+        self.writes_out = self.packed and model.device.type == "cpu" and _try_packed(model, scorer, writes_out=True)
         if can_capture and not self.captures:
             logger.warning("Its steps of sampling are launched kernel by kernel (same results, more time).")
         if not self.packed:
@@ -96,7 +90,7 @@ class Engine:
         with autocast or contextlib.nullcontext(), _evaluating(model), as_written(model):
             if self.packed:
                 captures = self.captures and device.type in _CAPTURING
-                could = _generate_packed(model, prompts, num_completions, record, device, captures)
+                could = _generate_packed(model, prompts, num_completions, record, device, captures, self.writes_out)
                 self.captures = self.captures and could  # what was refused once is not tried again
             else:
                 generate_padded(_bare(model), prompts, num_completions, record)
@@ -110,18 +104,23 @@ def _generate_packed(
     record: Record,
     device: torch.device,
     captures: bool = False,
+    writes_out: bool = False,
 ) -> bool:
     """Draws completions into the record; returns whether its steps could be captured, where that was wanted."""
     lengths = [len(prompt) for prompt in prompts]
     state = DecodingState(lengths, num_completions, record.sampling.max_new_tokens, device, static=captures)
     no_mask = attention.no_mask(device)
-    with attention.masks_from_segments(), prepacked(model):
+    with attention.masks_from_segments():
         logits = _prefill(model, prompts, lengths, state, device)
         tokens = record.add(record.drawn(logits.repeat_interleave(num_completions, 0), record.numbers))
         positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)
+        longest = max(lengths) + record.sampling.max_new_tokens
+        written = written_out(_bare(model), state, longest) if writes_out else None
 
         def step(tokens: torch.Tensor, positions: torch.Tensor, numbers: torch.Tensor) -> Drawn:
             state.begin_step()
+            if written is not None:
+                return record.drawn(written(tokens, positions), numbers)
             output = model(
                 input_ids=tokens[:, None],
                 position_ids=positions[:, None],
@@ -131,11 +130,8 @@ def _generate_packed(
             )
             return record.drawn(output.logits[:, -1], numbers)
 
-        # On a CPU small operators cost more time between them than in them; large ones do not, and recording holds
-        # them all for a moment.
-        is_small = device.type == "cpu" and logits.shape[-1] * state.num_rows <= _MOST_LOGITS
         captured = Captured(step, lambda: state.columns)
-        run: Callable[..., Any] = captured if captures else Replay(step, _RECORDED_AFTER) if is_small else step
+        run: Callable[..., Any] = captured if captures else step
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
                 record.keep(going)
@@ -193,8 +189,9 @@ def _bare(model: Any) -> PreTrainedModel:
     return model
 
 
-def _try_packed(model: PreTrainedModel, scorer: Scorer, captures: bool = False) -> bool:
-    """Samples a few tokens, in captured steps or not, and holds their log-probs against those of the scorer."""
+def _try_packed(model: PreTrainedModel, scorer: Scorer, captures: bool = False, writes_out: bool = False) -> bool:
+    """Samples a few tokens, in captured steps, in written-out ones, or not, and holds their log-probs against those of
+    the scorer."""
     vocab_size = model.config.get_text_config().vocab_size
     prompts = [np.arange(3, 3 + n) * 7919 % vocab_size for n in (5, 3)]
     record = Record(prompts, 2, Sampling(4, ()), uniforms(0, range(4), 4), model.device)
@@ -204,7 +201,7 @@ def _try_packed(model: PreTrainedModel, scorer: Scorer, captures: bool = False) 
         torch.no_grad(),
         _evaluating(model),
     ):
-        if not _generate_packed(model, prompts, 2, record, model.device, captures):
+        if not _generate_packed(model, prompts, 2, record, model.device, captures, writes_out):
             return False
         completions = record.completions()
         ids = [ids for i, prompt in enumerate(prompts) for ids in (prompt, *completions.token_ids[2 * i : 2 * i + 2])]
