@@ -5,7 +5,6 @@ import gc
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -30,12 +29,8 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["TRACKIO_DIR"] = str(_SCRATCH / "trackio")
 # Models this small run fastest on one core, whatever else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
-# What is compiled once serves all processes that tests start.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 from hub_session import _worker, command, hub  # noqa: E402, F401 (fixtures, for as long as the session lasts)
-from nursery import close_nursery, open_nursery  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Files that take more than 10 s, the longest first. They are begun first, so that no process is left with one of them
@@ -62,17 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def pytest_collection_finish() -> None:
     """Training looks for garbage again and again, which among all that libraries have made takes 0.3 s each time."""
     gc.freeze()
     gc.enable()
-    if session.items and not session.config.option.collectonly:
-        open_nursery()
-
-
-def pytest_unconfigure() -> None:
-    """Nothing is left behind."""
-    close_nursery()
 
 
 @pytest.hookimpl(trylast=True)

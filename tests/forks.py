@@ -10,12 +10,11 @@ import importlib
 import json
 import os
 import socket
-import tempfile
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
-
-from nursery import start
 
 METHODS = ("sft", "reward", "dpo", "grpo", "rloo")
 # With what a run imports on its way.
@@ -90,37 +89,24 @@ class Program:
     """
 
     def __init__(self, *words: str, **variables: str) -> None:
-        (theirs, to), (back, answers) = os.pipe(), os.pipe()
-        self._process = start(words, os.environ | variables, stdin=theirs, stdout=answers)
-        os.close(theirs)
-        os.close(answers)
-        self._to, self._back = os.fdopen(to, "w", encoding="utf-8"), os.fdopen(back, encoding="utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def ask(self, **request: Any) -> Any:
         """Its answer, which is waited for."""
-        self._to.write(json.dumps(request) + "\n")
-        self._to.flush()
-        return json.loads(self._back.readline())
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         """Ends it."""
-        self._to.close()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
         self._process.wait()
-        self._back.close()
-
-
-def run_script(*words: str, **variables: str) -> tuple[int, str]:
-    """Runs a script to its end.
-
-    Args:
-        *words: the script and its arguments.
-        **variables: of its environment, beside ours.
-
-    Returns:
-        Its exit code, and what it says.
-    """
-    with tempfile.TemporaryFile() as said, open(os.devnull) as nothing:
-        process = start(words, os.environ | variables, nothing.fileno(), said.fileno(), said.fileno())
-        code = process.wait()
-        said.seek(0)
-        return code, said.read().decode(errors="replace")
+        self._process.stdout.close()

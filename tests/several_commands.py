@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forks import free_ports, load_all, run_script
+from forks import free_ports, load_all
 
 from posttrain.config import LaunchOptions
 from posttrain.launch import launcher_command, launcher_environment
@@ -55,8 +56,8 @@ def launch_ways(commands: Mapping[Any, Sequence[Words]], folder: Path, processes
     ways = [_way(name, words, folder, processes) for name, words in commands.items()]
     file = folder / "ways.json"
     file.write_text(json.dumps({"ways": ways}), encoding="utf-8")
-    code, said = run_script(__file__, str(file))
-    assert code == 0, said[-5000:]
+    done = subprocess.run([sys.executable, __file__, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def _way(name: str | None, commands: Sequence[Words], folder: Path, processes: int) -> dict[str, Any]:

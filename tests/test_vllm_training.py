@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nursery
 import pytest
 from tiny import run_policy, write_base, write_prompts
 
@@ -50,23 +51,24 @@ class Zygote:
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        theirs, ours = os.pipe()
-        self._process = nursery.start([str(STAND_IN)], environment, stdin=theirs, stdout=1)
-        os.close(theirs)
-        self._orders = os.fdopen(ours, "w", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, str(STAND_IN)], stdin=subprocess.PIPE, text=True, env=environment
+        )
 
     def start(self, model: Path, lives: list[int], deaf: bool = False, pause: float = 0.0) -> str:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
+        assert self.process.stdin is not None
         order = {"model": str(model), "port": port, "lives": lives, "deaf": deaf, "pause": pause}
-        self._orders.write(json.dumps(order) + "\n")
-        self._orders.flush()
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
         return f"http://127.0.0.1:{port}"
 
     def close(self) -> None:
-        self._orders.close()  # it ends, and its servers with it
-        self._process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # it ends, and its servers with it
+        self.process.wait()
 
 
 def words_for(address: str) -> list[str]:

@@ -4,13 +4,16 @@ together where the loss of one of them is not finite."""
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forks import free_ports, run_script
+from forks import free_ports
 from safetensors.torch import load_file
 from tiny import curve, run, run_policy, write_base, write_preference, write_prompts, write_sft
 
@@ -69,8 +72,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     started = [[port, *words] for port, words in zip(numbers, commands, strict=False)]
     (folder / "commands.json").write_text(json.dumps(started), encoding="utf-8")
     (folder / "ports.json").write_text(json.dumps(numbers[-3:]), encoding="utf-8")
-    code, said = run_script(str(HERE / "slow_processes.py"), str(folder))
-    assert code == 0, said[-8000:]
+    environment = {name: value for name, value in os.environ.items() if name != "SECONDS"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "slow_processes.py"), str(folder)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
     run_policy("grpo", base, prompts, folder / "alone", *uneven, batch, "6")
     run("sft", base, folder / "rows.jsonl", folder / "one-step", *FAULTY, "--max_steps", "1", batch, "2")
     return folder
