@@ -91,9 +91,9 @@ def watch(worker: subprocess.Popen[bytes], folder: Path, ends: float, with_peer:
 
 
 def in_memory() -> str | None:
-    """Where a model of 2 GiB is written in a second, a dozen times; None where there is no room for that."""
+    """Where the model of a GiB, which all parts read, is written in a second; None where there is no room for it."""
     folder = Path("/dev/shm")
-    has_room = folder.is_dir() and shutil.disk_usage(folder).free > 16 * 2**30
+    has_room = folder.is_dir() and shutil.disk_usage(folder).free > 4 * 2**30
     return str(folder) if has_room else None
 
 

@@ -1,11 +1,14 @@
 """Runs that take their steps in turn: each is a process of its own that waits while the others take theirs, so that
-whatever else a machine does meets all of them alike. In the runs, turn_taking.py waits.
+whatever else a machine does meets all of them alike. In the runs, turn_taking.py waits. None outlives the one that has
+started it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -13,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from posttrain.stop import end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +57,7 @@ class Run:
                 cwd=scratch,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=functools.partial(end_with_parent, signal.SIGKILL),  # it may be in the middle of a step
             )
             stack.callback(self._end)
             while True:

@@ -1,16 +1,20 @@
 """What long rows cost on a CPU: recomputed activations, a shared prompt, the head, and one step over 32k tokens.
 
-`python benchmarks/long_sequences.py recompute|prefix|head|row|plans` prints a table each, which
+`python benchmarks/long_sequences.py recompute|prefix|head|row|plans|thresholds` prints a table each, which
 docs/long_sequences.md has.
 Memory is counted by torch's profiler: tensors that are there at once, at most, in a forward and a backward pass,
 weights and their gradients left out. Seconds are those of the processor, in one thread, so that others on the machine
-hardly change them. `plans` trains nothing; it asks `posttrain plan`.
+hardly change them. `plans` trains nothing; it asks `posttrain plan`. `thresholds` takes steps with glibc's own
+threshold for memory of its own and with one of 4 MiB in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,7 +63,8 @@ def document(tokens: int) -> PackedBatch:
     return pack([np.arange(tokens) * 37 % 1000], [mask], [NO_PARENT], num_groups=1)
 
 
-def recompute(tokens: list[int], hidden: int, layers: int) -> None:
+def model_of(hidden: int, layers: int) -> tuple[Any, Scorer]:
+    """A random Qwen2 that knows 32k positions, to be trained."""
     torch.manual_seed(0)
     heads = hidden // 64
     config = Qwen2Config(
@@ -75,6 +80,11 @@ def recompute(tokens: list[int], hidden: int, layers: int) -> None:
     scorer = Scorer(model)
     model.train()
     scorer(model, document(64)).logprobs.sum().backward()  # gradients are there from now on
+    return model, scorer
+
+
+def recompute(tokens: list[int], hidden: int, layers: int) -> None:
+    model, scorer = model_of(hidden, layers)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {layers} layers of {hidden}")
     print(
         "| tokens | computed again | held for the backward pass, MiB | at most, MiB | seconds |\n|---|---|---|---|---|"
@@ -96,6 +106,32 @@ def recompute(tokens: list[int], hidden: int, layers: int) -> None:
             seconds = time.process_time() - began
             most, held = peak_and_held(step)
             print(f"| {length:,} | {what or 'nothing'} | {held:,.0f} | {most:,.0f} | {seconds:.2f} |", flush=True)
+
+
+def thresholds(tokens: list[int], hidden: int, layers: int) -> None:
+    """What it costs to take large memory from the system each time, layers being computed again."""
+    library = ctypes.CDLL(None)
+    # What glibc's own, which grows with what is given back, comes to; and the smaller one. Of two, the heap's end.
+    settings = {"of its own": (32 * MIB, 64 * MIB), "4 MiB": (4 * MIB, 8 * MIB)}
+    model, scorer = model_of(hidden, layers)
+    checkpoint_activations(model, on=True)
+    print("| tokens | threshold | seconds | of the system | page faults | ratio |\n|---|---|---|---|---|---|")
+    for length in tokens:
+        batch, found = document(length), dict[str, list[list[float]]]()
+        for _ in range(7):  # of which the first does not count
+            for name, (own, end) in settings.items():
+                assert library.mallopt(-3, own) and library.mallopt(-1, end)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+                before = resource.getrusage(resource.RUSAGE_SELF)
+                (-scorer(model, batch).logprobs.mean()).backward()
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                system, faults = after.ru_stime - before.ru_stime, after.ru_minflt - before.ru_minflt
+                found.setdefault(name, []).append([after.ru_utime - before.ru_utime + system, system, faults])
+        pairs = zip(found["4 MiB"][1:], found["of its own"][1:], strict=True)
+        ratio = statistics.median(a[0] / b[0] for a, b in pairs)
+        for name, steps in found.items():
+            seconds, system, faults = (statistics.median(column) for column in zip(*steps[1:], strict=True))
+            more = f"{ratio:.2f}" if name == "4 MiB" else ""
+            print(f"| {length:,} | {name} | {seconds:.2f} | {system:.2f} | {faults:,.0f} | {more} |", flush=True)
 
 
 def prefix(sizes: list[tuple[int, int, int]]) -> None:
@@ -224,7 +260,7 @@ def _tokenizer(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("recompute", "prefix", "head", "row", "plans"))
+    parser.add_argument("what", choices=("recompute", "prefix", "head", "row", "plans", "thresholds"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
@@ -232,6 +268,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.what == "recompute":
         recompute(given.tokens, given.hidden, given.layers)
+    elif given.what == "thresholds":
+        thresholds(given.tokens, given.hidden, given.layers)
     elif given.what == "prefix":
         prefix([(256, 8, 128), (1024, 8, 128), (1024, 64, 64), (2048, 8, 256), (4096, 16, 256)])
     elif given.what == "head":

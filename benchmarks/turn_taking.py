@@ -57,9 +57,9 @@ class TurnTaking(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(self._address)
-            self._channel = connection.makefile("rw", encoding="utf-8")
+            with socket.socket(socket.AF_UNIX) as connection:  # it stays open for as long as the channel does
+                connection.connect(self._address)
+                self._channel = connection.makefile("rw", encoding="utf-8")
         process = psutil.Process()
         start = {"start": time.time() - process.create_time(), "start_processor": sum(process.cpu_times()[:2])}
         self._wait(start | {"before": process.memory_info().rss})
@@ -100,10 +100,18 @@ class TurnTaking(TrainerCallback):
         if self._channel is not None:
             self._channel.write(json.dumps(reports) + "\n")
             self._channel.flush()
-            wanted = [int(self._channel.readline())]
+            wanted = [self._next()]
         if distributed.is_initialized():
             distributed.broadcast_object_list(wanted)
         self._wanted, self._idle = abs(wanted[0]), time.process_time() - before
         if wanted[0] < 0:
             self._profile = StepProfile()
         self._begin()
+
+    def _next(self) -> int:
+        """What is asked for. Where nobody is left to ask, this process is no longer wanted."""
+        line = self._channel.readline()
+        if not line:
+            self._channel.close()
+            raise SystemExit("what has asked for steps is gone")
+        return int(line)

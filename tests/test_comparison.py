@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
+import socket
+import subprocess
 import sys
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 from test_scaling import SETTING, SHAPE
 
@@ -110,6 +116,15 @@ def test_ratios_are_own_by_peer_step_by_step() -> None:
     assert losses_apart(record("grpo")) is losses_apart(record("packed")) is None
 
 
+def test_of_several_starts_the_median_of_the_pairs_counts() -> None:
+    from benchmarks.comparison.ratios import ratios
+
+    # 2 / 4, 6 / 4 and 9 / 10; the ratio of the medians, 6 / 4, would be that of no pair that has begun together.
+    one = record(starts_processor=[2.0, 6.0, 9.0])
+    one["peer"]["starts_processor"] = [4.0, 4.0, 10.0]
+    assert ratios(one)["start"] == 0.9
+
+
 def test_a_ratio_is_worse_where_it_is_above_its_baseline_by_more_than_the_tolerance() -> None:
     from benchmarks.comparison.ratios import TOLERANCES, baselines_of, verdicts
 
@@ -182,6 +197,52 @@ def test_a_run_that_ends_tells_what_it_said() -> None:
         Run(lambda *_: [sys.executable, "-c", "exit('no such thing')"], {}),
     ):
         pass
+
+
+# A benchmark whose run says that it is about to begin, and then computes for ever.
+_BENCHMARK = """
+import sys, time
+from benchmarks.in_turn import Run
+run = '''
+import os, socket, sys, time
+channel = socket.socket(socket.AF_UNIX)
+channel.connect(sys.argv[1])
+print([os.getpid()], file=channel.makefile("w"), flush=True)
+while True:
+    time.sleep(0.05)
+'''
+with Run(lambda address, _: [sys.executable, "-c", run, address], {}) as one:
+    print(one.started[0], flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a run ends when it has taken its step")
+def test_a_benchmark_that_is_killed_takes_its_runs_along() -> None:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    with subprocess.Popen([sys.executable, "-c", _BENCHMARK], stdout=subprocess.PIPE, env=environment) as benchmark:
+        assert benchmark.stdout is not None
+        run = psutil.Process(int(benchmark.stdout.readline()))
+        benchmark.kill()
+    gone, _ = psutil.wait_procs([run], timeout=20)
+    assert gone == [run]
+
+
+def test_a_run_that_nobody_asks_any_more_ends(tmp_path: Path) -> None:
+    from benchmarks.turn_taking import TurnTaking
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "turns"))
+        listener.listen()
+        waiting = TurnTaking(str(tmp_path / "turns"))
+        state: Any = Namespace(is_world_process_zero=True)
+        with ThreadPoolExecutor(1) as pool:
+            begun = pool.submit(waiting.on_train_begin, None, state, None)
+            connection = listener.accept()[0]
+            assert b"start_processor" in connection.recv(10_000)
+            connection.close()
+            with pytest.raises(SystemExit, match="is gone"):
+                begun.result()
 
 
 # -- floors

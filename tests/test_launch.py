@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from launchers import Launchers
+from torch.utils.file_baton import FileBaton
 
 from posttrain.config import LaunchOptions, parse_command_line
 from posttrain.errors import UserError
 from posttrain.launch import _settle_processes, launcher_command, launcher_environment
+from posttrain.left_locks import left_locks, tell_of_left_locks
 from posttrain.processes import code_of_all
 
 COMMAND = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
@@ -57,6 +59,29 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, t
     mine.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
     with pytest.raises(UserError, match="3 processes are asked for"):
         settled("--config_file", str(mine))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody knows who holds a file")
+def test_locks_that_a_killed_build_has_left_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two locks, one is held by a process that builds, as torch's FileBaton holds it; the other by nobody."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    left, held = (tmp_path / "torch_extensions/py311_cpu" / name / "lock" for name in ("shm_comm", "cpu_adam"))
+    for lock in (left, held):
+        lock.parent.mkdir(parents=True)
+    left.touch()
+    baton = FileBaton(str(held))
+    assert baton.try_acquire()
+    try:
+        tell_of_left_locks()
+    finally:
+        baton.release()
+    [message] = caplog.messages
+    assert message.endswith(f"remove it: rm '{left}'")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch_extensions/py311_cpu"))
+    assert left_locks() == [left]  # there, nothing stands between
 
 
 def test_deepspeed_is_looked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from planned_models import QWEN2_05B, activations_counted_once, planned, write_c
 from tiny import write_rows
 
 from posttrain.config import parse_command_line
-from posttrain.planning.batches import Load, steps_of_prompts, steps_of_rows
+from posttrain.planning.batches import Load, steps_of_rows
+from posttrain.planning.generations import steps_of_prompts
 from posttrain.planning.lengths import RowLengths, rows_of
 from posttrain.planning.memory import Setting, memory_of, optimizer_numbers
 from posttrain.planning.shape import shape_of
@@ -163,6 +164,9 @@ def test_micro_batches_are_those_that_the_run_takes(folder: Path, tmp_path: Path
     found = steps_of_rows(arguments, lengths([1, 2, 3, 4, 50, 6, 7, 8, 9]), 9, False, 1, False)
     assert found.mean.tokens == pytest.approx((10 + 71 + 9) / 3)
     assert (found.largest.tokens, found.largest.padded) == (71, 200)
+    assert found.sizes == 2  # of 64 tokens, which 10 and 9 are filled up to, and of 128
+    padded = steps_of_rows(arguments, lengths([1, 2, 3, 4, 50, 6, 7, 8, 9]), 9, False, 1, True)
+    assert padded.sizes == 3  # rectangles are as they are: 16, 200, 9
 
 
 def test_warm_up_below_one_is_a_share() -> None:
@@ -183,6 +187,10 @@ def test_steps_and_tokens_of_completions() -> None:
     assert found.largest.tokens == 50 + 60 + 8 * 100
     assert found.largest.sequences == 8
     assert found.largest.keys == 8 * (55 + 100)
+    assert (found.sizes, found.generations) == (3 * 2, 3)  # completions end where they like: each is of another size
+    # As long as they may be, 830, 870, 910 tokens; these are filled up to 13, 14 and 15 times 64.
+    config.max_completion_length = 100
+    assert steps_of_prompts(arguments, config, prompts, 6, 100.0, 1, 2).sizes == 3
 
 
 def test_packing_efficiency_of_hand_made_rows(folder: Path, tmp_path: Path) -> None:

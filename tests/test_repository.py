@@ -38,17 +38,36 @@ LAYERS = [
     },
     {
         *("training", "trainer", "sharded_trainer", "shares", "trainer_flags", "arguments", "finite", "watch"),
-        *("checkpoint_trainer", "counts", "stop_training", "publish", "model_card", "citations", "provenance"),
-        *("file_hashes", "step_record", "planned", "tensorboard_run", "one_run", "finished"),
+        *(
+            "checkpoint_trainer",
+            "counts",
+            "log_line",
+            "stop_training",
+            "publish",
+            "model_card",
+            "citations",
+            "provenance",
+        ),
+        *("file_hashes", "log_line", "step_record", "planned", "tensorboard_run", "one_run", "finished"),
     },
     {"methods"},
     {"data", "losses", "rollout", "models", "scoring", "reference", "reward_model", "reward_scoring", "grading"}
     | {"adapters", "quantisation", "positions", "model_check", "loaded_model", "recompute", "offloading"}
     | {"compiled", "compiled_head"},
     {"batch", "attention", "shared_prefix", "decoding", "logprobs", "sharding", "cache", "checkpoints", "disk", "runs"}
-    | {"recurring_sizes"}
+    | {"recurring_sizes", "left_locks"}
     | {"hub", "hub_access", "trackers", "config", "machine", "out_of_memory", "errors", "stop", "wording", "terminal"}
-    | {"memory_limit", "strict_json", "embedded", "gpu_slots", "checkout", "waiting", "loading", "packages"},
+    | {
+        "memory_limit",
+        "strict_json",
+        "embedded",
+        "gpu_slots",
+        "checkout",
+        "left_locks",
+        "waiting",
+        "loading",
+        "packages",
+    },
 ]
 
 

@@ -88,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
         "--again", action="store_true", help="forget what is stored of these cells, and measure them anew"
     )
     parser.add_argument("--steps", type=int, help=f"of each side that are counted; unset: {measuring.STEPS}")
+    parser.add_argument("--starts", type=int, default=1, help="of each side; unset: 1; more take 20 s a pair and cell")
     parser.add_argument("--cores", type=int, default=num_cores(), help="that each side computes on; unset: all")
     parser.add_argument("--seconds", type=float, help="begin no other cell after so long; the next call goes on")
     parser.add_argument(
@@ -107,6 +108,8 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--data or POSTTRAIN_DATA must name a folder with {names}; given: {args.data}")
         if args.steps is not None and args.steps < 1:
             parser.error("--steps must be at least 1")
+        if args.starts < 1:
+            parser.error("--starts must be at least 1")
     return args
 
 
@@ -158,7 +161,7 @@ def fill(results: dict[str, Any], wanted: list[Cell], peer: Path, args: argparse
             keep(results["import"], measuring.import_seconds(), min)
             steps = args.steps or measuring.STEPS[cell.size]
             try:
-                record = measuring.measure(cell, Path(temporary), peer, args.cores, steps)
+                record = measuring.measure(cell, Path(temporary), peer, args.cores, steps, args.starts)
             except RunEnded as error:
                 failed[cell.name] = str(error)
                 continue

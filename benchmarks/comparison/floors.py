@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 from benchmarks.comparison.cells import Cell
 from posttrain.planning.batches import Load
-from posttrain.planning.memory import Setting, activation_bytes
+from posttrain.planning.kept import activation_bytes
+from posttrain.planning.memory import Setting
 from posttrain.planning.shape import ModelShape
 from posttrain.planning.work import forward_operations, training_operations
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def key_of(cell: Cell, where: dict[str, Any]) -> str:
     return digest_of([cell.name, cell.flags(Path("material"), Path("output")), where, code_digest(), texts])[:16]
 
 
-def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int) -> dict[str, Any]:
+def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int, starts: int = 1) -> dict[str, Any]:
     """Both sides of a cell.
 
     Args:
@@ -90,11 +91,13 @@ def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int) -> d
         peer: interpreter of the peer's environment.
         cores: that each side computes on.
         steps: that are counted.
+        starts: of each side; all but the first are those of runs that take no step.
 
     Returns:
         Plain data: of each side ("own", "peer") seconds, processor seconds, losses and tokens of each step, bytes held
-        at most and before the first step, seconds and processor seconds from the command to the first step, and those
-        of the processor that it took at most while it waited; what the
+        at most and before the first step, seconds and processor seconds from the command to the first step (the median
+        of the starts; of the processor all of them, too), and those of the processor that it took at most while it
+        waited; what the
         steps held on average (load), the least work in them (work), the peak that a plan predicts (planned_peak), and
         of one more step of posttrain, under the profiler, seconds by kind of operation (profile).
 
@@ -122,8 +125,21 @@ def measure(cell: Cell, material: Path, peer: Path, cores: int, steps: int) -> d
                 loads.extend(report.get("loads", []))
         [profiled] = runs["own"].take(-1)
         flags = [*cell.flags(material, Path(scratch) / "planned"), "--cache_dir", f"{scratch}/planned-cache"]
-        planned = plan(*parse_command_line(cell.command, flags)).peak
         case = case_of(*parse_command_line(cell.command, flags))
+        flags[flags.index("--max_steps") + 1] = str(WARM_UP + steps + 1)  # a CPU in half precision grows with steps
+        planned = plan(*parse_command_line(cell.command, flags)).peak
+    pythons = {"own": sys.executable, "peer": str(peer)}
+    seconds = {side: [(one["start"], one["start_processor"])] for side, one in sides.items()}
+    for _ in range(1, starts):
+        with tempfile.TemporaryDirectory(prefix="posttrain-bench-") as scratch:  # whose caches are empty
+            for side, python in pythons.items():
+                with _run(side, cell, material, python, cores, Path(scratch)) as run:
+                    again = _started(run.started[0])
+                seconds[side].append((again["start"], again["start_processor"]))
+    for side, found in seconds.items():
+        clock, processor = zip(*found, strict=True)
+        medians = {"start": statistics.median(clock), "start_processor": statistics.median(processor)}
+        sides[side] |= medians | {"starts_processor": list(processor)}
     return {
         "cell": dataclasses.asdict(cell),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

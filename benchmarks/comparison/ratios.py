@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,23 @@ ALL = "all of them"
 
 def ratios(record: Mapping[str, Any]) -> dict[str, float]:
     """Own by peer, so that less is better: of the time of a step the median over pairs of steps; of memory at most; of
-    processor seconds from the command to the first step, which other work on the machine moves less than the clock.
+    processor seconds from the command to the first step, which other work on the machine moves less than the clock, the
+    median over pairs of starts.
 
     Args:
         record: of a cell, as `measure` returns it.
     """
     own, peer = record["own"], record["peer"]
-    pairs = zip(own["seconds"], peer["seconds"], strict=True)
+    starts = [side.get("starts_processor", [side["start_processor"]]) for side in (own, peer)]
     return {
-        "time": statistics.median(a / b for a, b in pairs),
+        "time": _median_of_pairs(own["seconds"], peer["seconds"]),
         "memory": own["peak"] / peer["peak"],
-        "start": own["start_processor"] / peer["start_processor"],
+        "start": _median_of_pairs(*starts),
     }
+
+
+def _median_of_pairs(own: Sequence[float], peer: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(own, peer, strict=True))
 
 
 def losses_apart(record: Mapping[str, Any]) -> float | None:

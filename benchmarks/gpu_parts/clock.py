@@ -1,7 +1,8 @@
 """Times whole steps, the same way for posttrain and for its peer: a callback of transformers' trainer.
 
 The GPU is waited for twice, before the first timed step and after the last, so that steps may overlap as they do
-without a clock. After the timed ones, two more may run under torch's profiler.
+without a clock. After the timed ones, two more may run under torch's profiler. Then the run is over: a whole one would
+write its model, which is 2 GiB a run.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from transformers import TrainerCallback
 PROFILED = 2
 
 
+class Measured(Exception):
+    """The steps that are wanted have been taken; nothing else of the run is."""
+
+
 class Clock(TrainerCallback):
-    """Ends a run after so many steps or seconds, and keeps what they took in `record`.
+    """Ends a run after so many steps or seconds by raising `Measured`, and keeps what they took in `record`.
 
     Args:
         skip: steps before the timed ones, at least 1.
@@ -60,12 +65,11 @@ class Clock(TrainerCallback):
         if is_last:
             self._last = self._done
         control.should_log = self._done == self.skip or is_last
-        end = self._last is not None and self._done >= self._last + PROFILED * self.profile
-        control.should_training_stop |= end
-        if end and self._profiler is not None:
+        if self._profiler is not None and self._done == self._last + PROFILED:
             _synchronize()
             self._profiler.__exit__(None, None, None)
             self.trace, self._profiler = self._profiler, None
+            raise Measured
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Takes a time."""
@@ -74,6 +78,8 @@ class Clock(TrainerCallback):
             self._at.append(time.perf_counter())
             if len(self._at) == 2:
                 self._tell(state)
+                if not self.profile:
+                    raise Measured
 
     def _tell(self, state: Any) -> None:
         lines = [line for line in state.log_history if "loss" in line]

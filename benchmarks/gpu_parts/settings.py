@@ -57,8 +57,8 @@ class Setting:
     row: int = 8192
     documents: tuple[float, float] = (600.0, 0.9)
     rows: int = 4
-    prompt: tuple[float, float] = (100.0, 0.9)
-    completion: tuple[float, float] = (250.0, 0.7)
+    prompt: tuple[float, float] = (120.0, 0.9)
+    completion: tuple[float, float] = (240.0, 0.7)
     longest: int = 1024
     pairs: int = 32
     prompts: int = 64

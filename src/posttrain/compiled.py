@@ -32,9 +32,9 @@ def compile_as_asked(model: torch.nn.Module, config: CommonConfig, recomputes: b
         config: of the run.
         recomputes: whether activations of layers are computed again in the backward pass.
     """
-    backend, mode = config.torch_compile_backend, config.torch_compile_mode
-    if (config.torch_compile or backend or mode) and backend != "no":
-        compile_layers(model, backend or "inductor", mode, recomputes)
+    if config.compiles:
+        backend = config.torch_compile_backend or "inductor"
+        compile_layers(model, backend, config.torch_compile_mode, recomputes)
 
 
 def compile_layers(model: torch.nn.Module, backend: str, mode: str | None = None, recomputes: bool = False) -> None:

@@ -24,6 +24,7 @@ from posttrain.errors import Stopped, UserError, install
 from posttrain.gpu_slots import take_slot
 from posttrain.hub_access import BUILDERS, take_token, without_token
 from posttrain.hub_access import check as check_hub
+from posttrain.left_locks import tell_of_left_locks
 from posttrain.loading import collector_at_rest
 from posttrain.machine import num_cores
 from posttrain.meeting import meeting_of, network_variables
@@ -249,6 +250,8 @@ def _settle_processes(launch: LaunchOptions, config: CommonConfig) -> bool:
             f"{install('deepspeed')}; or take --accelerate_config fsdp2, which needs nothing more",
             page="troubleshooting.md#launching",
         )
+    if deepspeed:
+        tell_of_left_locks()
     machines = int(launch.num_machines or settings.get("num_machines") or 1)
     gpus = 0 if config.use_cpu or settings.get("use_cpu") else _num_gpus()
     if launch.num_processes is None and _is_shipped(launch):

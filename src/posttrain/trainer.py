@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,12 +21,12 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain.batch import PackedBatch
-from posttrain.checkpoint_trainer import CheckpointTrainer
 from posttrain.counts import Counts
 from posttrain.data.ahead import Coming
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.finite import FiniteTrainer
+from posttrain.log_line import LogTrainer
 from posttrain.losses import Loss
 from posttrain.methods import Method
 from posttrain.offloading import offloading_from
@@ -49,15 +47,7 @@ STATE_FILE = "posttrain_state_{rank}.pt"
 READING_AHEAD = {"cuda"}
 
 
-def peak_memory_mib() -> float:
-    """The largest memory that this process has held: on the GPU where there is one, resident memory elsewhere."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, ShardedTrainer):
+class PostTrainer(LogTrainer, HubTrainer, FiniteTrainer, PackedTrainer, ShardedTrainer):
     """transformers.Trainer for packed batches.
 
     Args:
@@ -76,11 +66,6 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         # Losses here are divided by the weight of the whole step: nothing is left to divide by.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._counts = Counts()
-        self._tokens_since_log = 0.0
-        self._all_tokens = self._all_seconds = 0.0
-        self._clock = time.perf_counter()
-        self._step_of_last_log = 0
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self._record: StepRecord | None = None
@@ -117,7 +102,7 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
         for batch in batches:
             for name, weight in self.method.weights(batch).items():
                 totals[name] += 0 if batch.is_filler else weight
-            self._tokens_since_log += 0 if batch.is_filler else batch.num_tokens
+            self.tokens_since_log += 0 if batch.is_filler else batch.num_tokens
         if self.args.world_size > 1 and totals:
             wait_for_all("reading rows")
             values = torch.tensor([*totals.values(), *self.stopping.votes()], device=device)
@@ -202,86 +187,21 @@ class PostTrainer(CheckpointTrainer, HubTrainer, FiniteTrainer, PackedTrainer, S
             stack.enter_context(self._offloading)
         return stack
 
-    def count(self, loss: Loss, is_filler: bool = False) -> None:
-        """Adds a batch's metrics to those of the next line; of a filler, their names alone."""
-        self._counts.add(loss.emptied() if is_filler else loss)
-
-    def _pop_metrics(self) -> dict[str, float]:
-        """Means and extremes of everything counted since the last call, over all ranks."""
-        counts, self._counts = self._counts, Counts()
-        if not counts.sums:
-            return {}
-        names = sorted(counts.sums)
-        weights = [torch.as_tensor(counts.weights[name], device=self.args.device) for name in names]
-        table = torch.stack([torch.stack([counts.sums[name] for name in names]), torch.stack(weights).float()]).double()
-        if self.args.world_size > 1:
-            table = self.accelerator.reduce(table, "sum")
-        values = {name: s / w for name, s, w in zip(names, *table.tolist(), strict=True) if w}
-        if counts.largest:
-            keys = sorted(counts.largest)
-            largest = torch.stack([counts.largest[key] for key in keys])
-            if self.args.world_size > 1:
-                largest = self.accelerator.gather(largest[None]).amax(0)
-            values |= {name: sign * value for (name, sign), value in zip(keys, largest.tolist(), strict=True)}
-        return self.method.finish_metrics(values)
-
-    # -- logging
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the method's metrics, throughput and memory to each line of training."""
-        if "loss" in logs:
-            logs.update(self._pop_metrics())
-            tokens = self._tokens_since_log
-            if self.args.world_size > 1:
-                tokens = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum").item()
-            before = next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0)
-            logs["num_tokens"] = before + tokens
-            seconds = time.perf_counter() - self._clock
-            logs["tokens_per_second"] = tokens / seconds
-            self._all_tokens, self._all_seconds = self._all_tokens + tokens, self._all_seconds + seconds
-            steps = self.state.global_step - self._step_of_last_log
-            logs["step_time"], self._step_of_last_log = seconds / max(1, steps), self.state.global_step
-            logs["peak_memory_mib"] = peak_memory_mib()
-            self._tokens_since_log, self._clock = 0.0, time.perf_counter()
-        super().log(logs, start_time)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over all logged steps of this process's training, evaluation not counted; 0 before the first."""
-        return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
-
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.stopping.leave(self)
         # What has not been logged: of all processes, as what has.
         self._tr_loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
         return super()._finalize_training(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; see transformers.Trainer.train."""
-        self._clock, self._step_of_last_log = time.perf_counter(), 0
-        return super().train(*args, **kwargs)
-
     # -- checkpoints
 
     def progress_state(self) -> dict[str, Any]:
-        """What this process has counted and not yet logged, and since when."""
-        return super().progress_state() | {
-            "counts": self._counts.state_dict(),
-            "tokens": self._tokens_since_log,
-            "all_tokens": self._all_tokens,
-            "all_seconds": self._all_seconds,
-            "seconds_since_log": time.perf_counter() - self._clock,
-            "step": self._step_of_last_log,
-            "finite": self.finite_state(),
-        }
+        """What is under way, and what has been looked at for numbers that are not finite."""
+        return super().progress_state() | {"finite": self.finite_state()}
 
     def restore_progress(self, state: dict[str, Any]) -> None:
         """Goes on where `progress_state` was called."""
         super().restore_progress(state)
-        self._counts.load_state_dict(state["counts"], self.args.device)
-        self._tokens_since_log, self._step_of_last_log = state["tokens"], state["step"]
-        self._all_tokens, self._all_seconds = state["all_tokens"], state["all_seconds"]
-        self._clock = time.perf_counter() - state["seconds_since_log"]
         self.load_finite_state(state["finite"])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -28,6 +28,7 @@ from posttrain.errors import UserError
 from posttrain.file_hashes import base_model
 from posttrain.finished import bytes_to_write, save
 from posttrain.loading import libraries_loaded
+from posttrain.log_line import peak_memory_mib
 from posttrain.machine import has_bf16
 from posttrain.methods import Method
 from posttrain.model_check import check_models, check_vocabulary
@@ -48,7 +49,7 @@ from posttrain.sharding import allow_fsdp_on_cpu, is_sharded, read_whole
 from posttrain.step_record import StepRecord
 from posttrain.tensorboard_run import use_tensorboard_run
 from posttrain.terminal import show_long_bars_only
-from posttrain.trainer import PostTrainer, peak_memory_mib
+from posttrain.trainer import PostTrainer
 from posttrain.waiting import first_here, wait_for_all
 
 logger = logging.getLogger(__name__)

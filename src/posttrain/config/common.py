@@ -213,6 +213,12 @@ class CommonConfig(RunFlags, FaultFlags, TrainingFlags, DataFlags, AdapterFlags,
             return on_gpu or self.recompute != "layers"
         return self.gradient_checkpointing
 
+    @property
+    def compiles(self) -> bool:
+        """Whether layers and head are compiled, whichever of the three flags says so."""
+        asked = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode
+        return bool(asked) and self.torch_compile_backend != "no"
+
     def to_mapping(self) -> dict[str, Any]:
         """The flags and their values as plain data that can be written to a file; secrets are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in SECRETS | {"explicit"}}

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posttrain.planning.lengths import Numbers, RowLengths, attended
+from posttrain.planning.lengths import Numbers, RowLengths
+from posttrain.recurring_sizes import MULTIPLE
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-    from posttrain.config import PolicyConfig
 
 _MOST_ROWS = 2_000_000  # of a run that are laid out one by one; what follows is like it
 _MOST_DRAWN = 5_000  # micro-batches drawn where the rows are a sample
@@ -59,6 +58,8 @@ class Steps:
         processes: that train.
         rows_in_last: of the last micro-batch of an epoch, where it is not full; else 0.
         mean, largest: micro-batches.
+        sizes: of rows that products are compiled for, where they are (recurring_sizes.py), over all micro-batches.
+        generations: of completions.
     """
 
     number: int
@@ -71,6 +72,8 @@ class Steps:
     rows_in_last: int
     mean: Load
     largest: Load
+    sizes: int
+    generations: int = 0
 
     @property
     def rows_in_step(self) -> int:
@@ -108,7 +111,7 @@ def steps_of_rows(
             number = max(1, math.ceil(arguments.num_train_epochs * in_epoch))
     needed = number * accumulation * processes
     loads = _drawn(rows, size, needed) if is_sampled else _in_order(arguments, rows, size, needed)
-    mean, largest = _mean_and_largest(loads, padded)
+    mean, largest = mean_and_largest(loads, padded)
     return Steps(
         number=number,
         in_epoch=in_epoch,
@@ -120,7 +123,18 @@ def steps_of_rows(
         rows_in_last=last,
         mean=mean,
         largest=largest,
+        sizes=num_sizes(loads[5], fills=False) if padded else num_sizes(loads[1]),
     )
+
+
+def num_sizes(tokens: Numbers, fills: bool = True) -> int:
+    """How many sizes rows of so many tokens are computed in.
+
+    Args:
+        tokens: of each.
+        fills: whether they are filled up to a multiple.
+    """
+    return len(np.unique(-(-np.asarray(tokens) // MULTIPLE) if fills else tokens))
 
 
 def warmup_steps(arguments: TrainingArguments, number: int) -> int:
@@ -165,7 +179,7 @@ def _in_order(arguments: TrainingArguments, rows: RowLengths, size: int, needed:
         if arguments.dataloader_drop_last and number >= size:
             order = order[: number - number % size]
         starts = np.arange(0, len(order), size)[: most - total]
-        parts.append(_sums(rows, order[: starts[-1] + size], starts))
+        parts.append(sums_of(rows, order[: starts[-1] + size], starts))
         total, epoch = total + len(starts), epoch + 1
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
@@ -173,10 +187,10 @@ def _in_order(arguments: TrainingArguments, rows: RowLengths, size: int, needed:
 def _drawn(rows: RowLengths, size: int, needed: int) -> list[Numbers]:
     number = min(needed, _MOST_DRAWN, max(1, _MOST_ROWS // size))
     order = np.random.default_rng(0).integers(0, len(rows), number * size)
-    return _sums(rows, order, np.arange(0, len(order), size))
+    return sums_of(rows, order, np.arange(0, len(order), size))
 
 
-def _sums(rows: RowLengths, order: Numbers, starts: Numbers) -> list[Numbers]:
+def sums_of(rows: RowLengths, order: Numbers, starts: Numbers) -> list[Numbers]:
     """Columns of Load for micro-batches that begin at these places of the order."""
 
     def summed(values: Numbers) -> Numbers:
@@ -190,110 +204,8 @@ def _sums(rows: RowLengths, order: Numbers, starts: Numbers) -> list[Numbers]:
     return [sizes, *map(summed, names), padded, summed(rows.keys), summed(rows.pairs)]
 
 
-def _mean_and_largest(columns: list[Numbers], padded: bool) -> tuple[Load, Load]:
+def mean_and_largest(columns: list[Numbers], padded: bool) -> tuple[Load, Load]:
+    """Of micro-batches, given the columns of Load."""
     index = int(np.argmax(columns[5] if padded else columns[1]))
     mean = Load(*(float(column.mean()) for column in columns))
     return mean, Load(*(float(column[index]) for column in columns))
-
-
-# -- grpo and rloo
-
-
-def steps_of_prompts(
-    arguments: TrainingArguments,
-    config: PolicyConfig,
-    prompts: Numbers,
-    num_rows: int | None,
-    completion: float,
-    processes: int,
-    steps_of_generation: int,
-) -> Steps:
-    """Of a method that samples completions.
-
-    Args:
-        arguments: of the run.
-        config: of the run.
-        prompts: tokens of the prompts of the data, or of some.
-        num_rows: prompts that there are; None = nobody knows.
-        completion: tokens of a completion.
-        processes: that train.
-        steps_of_generation: micro-batches that a generation is cut into.
-    """
-    size, group = arguments.per_device_train_batch_size, config.num_generations
-    accumulation = arguments.gradient_accumulation_steps
-    of_generation = size * processes * steps_of_generation // group
-    number, in_epoch = arguments.max_steps, None
-    if num_rows is not None:
-        batches = max(1, num_rows // of_generation) * steps_of_generation * config.num_iterations
-        in_epoch = max(1, -(-batches // accumulation))
-        if number <= 0:
-            number = max(1, math.ceil(arguments.num_train_epochs * in_epoch))
-    generations = -(-number * accumulation // (steps_of_generation * config.num_iterations))
-    wanted = max(1, min(generations * of_generation, _MOST_ROWS))
-    order = _prompts_in_order(arguments, config, len(prompts), wanted)
-    columns = _columns_of_prompts(prompts[order], size, group, completion)
-    mean, largest = _mean_and_largest(columns, False)
-    return Steps(
-        number=number,
-        in_epoch=in_epoch,
-        epochs=None if in_epoch is None else number / in_epoch,
-        warmup=warmup_steps(arguments, number),
-        rows_in_micro_batch=size,
-        micro_batches=accumulation,
-        processes=processes,
-        rows_in_last=0,
-        mean=mean,
-        largest=largest,
-    )
-
-
-def _prompts_in_order(arguments: TrainingArguments, config: Any, number: int, wanted: int) -> Numbers:
-    from posttrain.rollout.schedule import PromptOrder
-
-    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    order = PromptOrder(number, seed if config.shuffle_dataset else None)
-    return np.fromiter((order.row(cursor) for cursor in range(wanted)), dtype=np.int64, count=wanted)
-
-
-def _columns_of_prompts(prompts: Numbers, size: int, group: int, completion: float) -> list[Numbers]:
-    """Micro-batches of `size` completions each, of prompts with `group` completions that follow one another."""
-    number = max(1, len(prompts) * group // size)
-    first = np.arange(number) * size // group
-    last = np.minimum(((np.arange(number) + 1) * size - 1) // group, len(prompts) - 1)
-    sums = np.concatenate([[0], np.cumsum(prompts)])
-    squares = np.concatenate([[0], np.cumsum(attended(prompts, 0 * prompts))])
-    of_prompts = sums[last + 1] - sums[first]
-    held = last + 1 - first
-    mean_prompt = of_prompts / held
-    completions = np.full(number, size)
-    longest = np.array([prompts[a : b + 1].max() for a, b in zip(first, last, strict=True)])
-    sampled = completions * completion
-    keys = completions * (mean_prompt + completion)
-    pairs = squares[last + 1] - squares[first] + sampled * ((completion + 1) / 2 + mean_prompt)
-    unshared = completions * (mean_prompt + completion)
-    padded = completions * (longest + completion)
-    found = [held, of_prompts + sampled, sampled, completions, unshared, padded, keys, pairs]
-    return [np.asarray(column) for column in found]
-
-
-def load_of_evaluation(
-    rows: RowLengths, size: int, group: int = 1, completion: float | None = None, padded: bool = False
-) -> tuple[Load, Load, int]:
-    """The mean and the largest batch of an evaluation, and their number.
-
-    Args:
-        rows: to evaluate on.
-        size: rows of a batch, or completions.
-        group: completions of a prompt.
-        completion: tokens of one; None: rows are whole.
-        padded: the model's batches are padded.
-    """
-    if completion is None:
-        starts = np.arange(0, len(rows), size)
-        columns = _sums(rows, np.arange(len(rows)), starts)
-        return (*_mean_and_largest(columns, padded), len(starts))
-    # The last batch takes what is left over, see EvalRollouts.
-    at_a_time = max(1, size // group)
-    number = max(1, len(rows) // at_a_time)
-    columns = _columns_of_prompts(rows.tokens, min(at_a_time, len(rows)) * group, group, completion)
-    return (*_mean_and_largest(columns, padded), number)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import CommonConfig, LaunchOptions, PolicyConfig
 from posttrain.config.geometry import steps_of_generation
-from posttrain.planning.batches import Steps, steps_of_prompts, steps_of_rows
+from posttrain.planning.batches import Steps, steps_of_rows
 from posttrain.planning.devices import Device, device_of
+from posttrain.planning.generations import steps_of_prompts
 from posttrain.planning.lengths import Rows, rows_of
 from posttrain.planning.memory import Setting
 from posttrain.planning.settings import Decided, decide
@@ -106,6 +107,7 @@ def case_of(
         reference_bytes=reference,
         reward_bytes=reward_bytes,
         kept_in_cpu=config.activation_offloading and device.kind == "cuda",
+        compiled=config.compiles,
         recompute=config.recompute,
         every=int((config.gradient_checkpointing_kwargs or {}).get("every_n_layers", 1)),
     )

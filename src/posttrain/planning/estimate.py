@@ -63,8 +63,9 @@ def plan(
     now = longest if measured is None or measured.completion is None else measured.completion
     completion, grown = (now + share * (longest - now) for share in (GROWTH_IN_MEAN, GROWTH_AT_MOST))
     steps = dataclasses.replace(case.steps(completion), largest=case.steps(grown).largest)
-    memory = predict_memory(case, steps.largest, grown)
-    upper = memory if now == longest else predict_memory(case, case.steps(longest).largest, longest)
+    of_run = (steps.sizes, steps.generations)
+    memory = predict_memory(case, steps.largest, grown, *of_run)
+    upper = memory if now == longest else predict_memory(case, case.steps(longest).largest, longest, *of_run)
     seconds = step_seconds(case, steps, completion)
     peak, highest = memory.peak, upper.peak
     if measured is not None:
@@ -159,7 +160,8 @@ def _longest_row(case: Case, steps: Steps, completion: float, highest: float) ->
         return memory_of(case.shape, case.setting, scaled).peak
 
     most = longest_completion(case.config)
-    shift = highest - predict_memory(case, case.steps(most).largest, most).peak  # what a probe has corrected
+    # What a probe has corrected, and what does not grow with a row.
+    shift = highest - predict_memory(case, case.steps(most).largest, most, sizes=0).peak
     low, high = 0.0, 1.0
     if peak(0.0) + shift > room:
         return None
@@ -186,6 +188,10 @@ def _assumed(case: Case, measured: Probe | None) -> list[str]:
         )
     if getattr(case.config, "use_vllm", False):
         found.append("vLLM is not counted: neither its time and memory, nor the weights that it is sent as files")
+    if case.setting.compiled:
+        found.append(
+            "compiled layers keep what the others do, and take no longer: what torch.compile makes of them is not known"
+        )
     if case.rows.is_sampled:
         found.append(f"all rows are as the first {case.rows.num_read:,}")
     if not case.shape.saved.is_counted:

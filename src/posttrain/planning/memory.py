@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.logprobs import KEPT_ELEMENTS, targets_at_once
 from posttrain.planning.batches import Load
+from posttrain.planning.kept import KEPT_BESIDE, activation_bytes, computed_tokens, head_bytes, leaving_bytes
 from posttrain.planning.shape import ModelShape
 
 _MIB = 2**20
@@ -19,12 +19,13 @@ _MIB = 2**20
 # see docs/plan.md. Of a GPU: the workspace of cuBLAS, which torch counts as its own.
 CPU_BASE, CUDA_BASE = 500 * _MIB, 40 * _MIB
 # Memory that the C library's allocator holds in gaps between tensors that come and go, as a share of those: measured.
-CPU_GAPS = 0.25
+# Where layers are computed again, their tensors come between the inputs of others, and go before them.
+CPU_GAPS, CPU_GAPS_RECOMPUTED = 0.25, 1.5
 # By so much of what is on top of the framework a process grows from the few steps of a probe to many: measured.
 CPU_CREEP = 0.08
-# Blocks on their way from or to the CPU's memory, of a layer each (offloading.py).
-_UNDER_WAY = 3
-_KEPT_BESIDE = {"layers": "", "all_but_attention": ", attention's outputs", "elementwise": ", outputs of products"}
+# Of a product that oneDNN has compiled, measured, and how many of them it keeps: its cache's capacity,
+# https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
+_BYTES_COMPILED, _MOST_COMPILED = 565 * 2**10, 1024
 _COPIES_OF_LOGITS = 3  # of the next token, while it is drawn: scores, probabilities and their sums
 # Numbers that an optimizer keeps for each trained one, in the type of the parameter. 8-bit ones keep bytes.
 _STATES = {
@@ -98,6 +99,7 @@ class Setting:
         reference_bytes: of a frozen model beside the policy.
         reward_bytes: of reward models.
         kept_in_cpu: activations wait in the CPU's memory (--activation_offloading).
+        compiled: layers and head are (--torch_compile).
         recompute: what of a layer is computed again (--recompute).
         every: one layer of so many is (every_n_layers).
         threads: of a CPU.
@@ -114,6 +116,7 @@ class Setting:
     reference_bytes: float = 0.0
     reward_bytes: float = 0.0
     kept_in_cpu: bool = False
+    compiled: bool = False
     recompute: str = "layers"
     every: int = 1
     notes: tuple[str, ...] = field(default=())
@@ -146,6 +149,7 @@ def memory_of(
     sampling: Sampling | None = None,
     eval_sampling: Sampling | None = None,
     has_reference_pass: bool = False,
+    num_compiled: int = 0,
 ) -> Memory:
     """Add it up.
 
@@ -156,8 +160,8 @@ def memory_of(
         evaluation: the largest batch of an evaluation.
         sampling, eval_sampling: completions of a generation, in training and in evaluation.
         has_reference_pass: log-probs of a reference or reward model are computed while training.
+        num_compiled: products that a CPU would compile in half precision, over the run.
     """
-    gaps = 0.0 if setting.on_gpu else CPU_GAPS
     phases = {"training step": tuple(_step(shape, setting, training))}
     if has_reference_pass:
         phases["reference pass"] = tuple(_forward(shape, setting, training, "of the reference"))
@@ -166,11 +170,12 @@ def memory_of(
     for name, one in (("sampling", sampling), ("sampling in evaluation", eval_sampling)):
         if one is not None:
             phases[name] = tuple(_sampling(shape, setting, one))
-    if gaps:
+    if not setting.on_gpu:
         for name, parts in phases.items():
+            gaps = CPU_GAPS_RECOMPUTED if setting.recomputed and name == "training step" else CPU_GAPS
             held = gaps * sum(part.bytes for part in parts)
             phases[name] = (*parts, Part("gaps of the allocator", held, f"{gaps:.0%} of what comes and goes; measured"))
-    return Memory(tuple(_always(shape, setting)), phases)
+    return Memory((*_always(shape, setting), *_compiled(shape, setting, num_compiled)), phases)
 
 
 def optimizer_numbers(name: str) -> float:
@@ -204,15 +209,23 @@ def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
         yield Part("gathered layers", 2 * layer, "two layers of weights in one piece")
 
 
+def _compiled(shape: ModelShape, setting: Setting, number: int) -> Iterator[Part]:
+    """Of products in half precision on a CPU, which oneDNN compiles for every size (recurring_sizes.py)."""
+    if number and not setting.on_gpu and (setting.half or shape.number < 4):
+        held = min(number, _MOST_COMPILED)
+        how = f"{held:,} products, each compiled for its sizes; measured"
+        yield Part("compiled products", held * _BYTES_COMPILED * (1 + CPU_GAPS), how)
+
+
 def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
     saved, kept = activation_bytes(shape, setting, load), 0.0
     share = setting.processes if "gradients" in setting.sharded else 1
     gradients = Part("gradients", shape.trained_bytes / share, "a number a trained parameter")
     head, transient = head_bytes(shape, load.targets, setting, training=True)
     tied = shape.vocabulary * shape.hidden * shape.number if shape.num_trained >= shape.num_parameters else 0
-    how = f"{_tokens(shape, load):,.0f} tokens of the largest micro-batch"
+    how = f"{computed_tokens(shape, load):,.0f} tokens of the largest micro-batch"
     if setting.recomputed:
-        how += f", the inputs of layers{_KEPT_BESIDE[setting.recompute]} and one layer in full"
+        how += f", the inputs of layers{KEPT_BESIDE[setting.recompute]} and one layer in full"
         how += f"; all of {setting.every - 1} of {setting.every} layers" if setting.every > 1 else ""
     elif not shape.saved.is_counted:
         how += ", by the formula of a gated decoder"
@@ -235,66 +248,9 @@ def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
         yield gradients
 
 
-def activation_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
-    """What a forward pass over a micro-batch keeps for its backward pass, without the head."""
-    saved, tokens = shape.saved, _tokens(shape, load)
-    half = 2 if setting.half else shape.number
-    number = half if setting.on_gpu else max(4, shape.number)  # a CPU attends in float32 at least
-    copied = 2 * shape.key * number * load.keys if shape.by_segments else 0.0
-    in_layer = saved.of_token_in_layer * tokens + copied
-    casts = saved.of_layer * shape.layers + saved.outside
-    outside = saved.of_token_outside * tokens
-    if not setting.recomputed:
-        return max(0.0, in_layer * shape.layers + outside + casts)
-    # Autocast keeps the casts of trained weights until the forward pass ends, and one layer's while it is recomputed.
-    is_cached = shape.num_trained >= shape.num_parameters and "weights" not in setting.sharded
-    checkpointed = -(-shape.layers // setting.every)
-    whole = in_layer * (shape.layers - checkpointed)
-    kept = (_input_bytes(shape) + _kept_beside(shape, setting)) * tokens * checkpointed
-    return max(0.0, kept + whole + outside + max(casts if is_cached else 0.0, in_layer + saved.of_layer))
-
-
-def leaving_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
-    """What of the activations waits in the CPU's memory: all but what is under way, and of layers that are computed
-    again their inputs alone."""
-    stays = min(1.0, _UNDER_WAY / max(1, shape.layers))
-    whole = activation_bytes(shape, setting, load)
-    if setting.recomputed:
-        whole = _input_bytes(shape) * _tokens(shape, load) * -(-shape.layers // setting.every)
-    return (1 - stays) * whole
-
-
-def _input_bytes(shape: ModelShape) -> float:
-    """Of a layer's input, a token."""
-    return float(shape.number * shape.hidden)
-
-
-def _kept_beside(shape: ModelShape, setting: Setting) -> float:
-    """Bytes a token and layer that are kept beside the inputs of layers, and not computed again (recompute.py)."""
-    number = 2 if setting.half else shape.number
-    attention = number * shape.query
-    products = number * (shape.query + 2 * shape.key + 2 * shape.hidden + 2 * shape.inner)
-    return float({"layers": 0, "all_but_attention": attention, "elementwise": attention + products}[setting.recompute])
-
-
-def head_bytes(shape: ModelShape, targets: float, setting: Setting, training: bool) -> tuple[float, float]:
-    """What the output head keeps, and what it works on at a time (logprobs.py)."""
-    if not shape.head:
-        return 0.0, 0.0
-    whole = targets * shape.vocabulary
-    forward, backward = targets_at_once("cuda" if setting.on_gpu else "cpu", shape.vocabulary)
-    chunk = shape.vocabulary * min(targets, backward if training else forward)
-    if not training:
-        return targets * shape.hidden * shape.number, 3 * 4 * chunk
-    kept = 4 * whole if whole <= KEPT_ELEMENTS else 0.0
-    is_trained = shape.num_trained >= shape.num_parameters
-    gradient = 4 * shape.head if is_trained else 0
-    return kept + 2 * targets * shape.hidden * shape.number, (2 if kept else 3) * 4 * chunk + gradient
-
-
 def _forward(shape: ModelShape, setting: Setting, load: Load, whose: str) -> Iterator[Part]:
     number = 2 if setting.half else shape.number
-    tokens = _tokens(shape, load)
+    tokens = computed_tokens(shape, load)
     yield Part(
         "a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), f"{tokens:,.0f} tokens {whose}"
     )
@@ -311,16 +267,16 @@ def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Pa
     yield Part("keys and values", held, f"{one.completions:,.0f} completions of {length:,.0f} tokens")
     logits = _COPIES_OF_LOGITS * 4 * one.completions * shape.vocabulary
     yield Part("logits of a token", logits, f"{one.completions:,.0f} × {shape.vocabulary:,}, {_COPIES_OF_LOGITS} times")
-    tokens = max(one.prompts * one.prompt, one.completions)
-    yield Part("a layer at a time", number * tokens * (6 * shape.hidden + 3 * shape.inner), "over the prompts")
+    tokens, of_layer = max(one.prompts * one.prompt, one.completions), number * (6 * shape.hidden + 3 * shape.inner)
+    yield Part("a layer at a time", tokens * of_layer, "over the prompts")
+    if setting.on_gpu and shape.by_segments:
+        # The graph's memory is its own: what the step that was not captured has taken is of no use to it.
+        captured = logits + one.completions * of_layer
+        yield Part("a captured step", captured, "logits and a layer once more, which its graph holds")
     if "weights" in setting.sharded:
         yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process, and given back")
     if not setting.on_gpu and shape.laid_out:
         yield Part("weights laid out anew", shape.laid_out, "for small products")
-
-
-def _tokens(shape: ModelShape, load: Load) -> float:
-    return load.tokens if shape.by_segments else load.padded
 
 
 def as_plain(memory: Memory) -> dict[str, Any]:

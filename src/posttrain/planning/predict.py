@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from posttrain.config import CommonConfig, PolicyConfig
-from posttrain.planning.batches import Load, Steps, load_of_evaluation
+from posttrain.planning.batches import Load, Steps
 from posttrain.planning.case import Case
 from posttrain.planning.disk_space import num_evaluations
+from posttrain.planning.generations import load_of_evaluation
 from posttrain.planning.memory import Memory, Sampling, memory_of
 from posttrain.planning.report import DiskPlan, Probe, TimePlan
 from posttrain.planning.work import Work, forward_operations, seconds_of, work_of
@@ -21,13 +22,16 @@ _SAVE = 0.08  # seconds that a checkpoint takes however small
 GROWTH_AT_MOST, GROWTH_IN_MEAN = 0.5, 0.25
 
 
-def predict_memory(case: Case, largest: Load, completion: float, evaluates: bool = True) -> Memory:
+def predict_memory(
+    case: Case, largest: Load, completion: float, sizes: int, generations: int = 0, evaluates: bool = True
+) -> Memory:
     """Of a process.
 
     Args:
         case: of the run.
         largest: micro-batch.
         completion: tokens of one.
+        sizes, generations: of the steps.
         evaluates: evaluations are counted in.
     """
     config: Any = case.config
@@ -44,7 +48,9 @@ def predict_memory(case: Case, largest: Load, completion: float, evaluates: bool
             count = min(evaluation.sequences, config.rollout_batch_size)
             eval_sampling = Sampling(count, evaluation.rows, longest, limit, expected)
     passes = bool(case.setting.reference_bytes or case.setting.reward_bytes)
-    return memory_of(case.shape, case.setting, largest, evaluation, sampling, eval_sampling, passes)
+    shape, generations = case.shape, generations if _samples_here(case) else 0
+    compiled = sizes * (shape.forward_products + shape.backward_products) + generations * shape.forward_products
+    return memory_of(shape, case.setting, largest, evaluation, sampling, eval_sampling, passes, compiled)
 
 
 def _samples_here(case: Case) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import RunFailed
-from posttrain.planning.batches import Load, Steps, micro_batches
+from posttrain.planning.batches import Load, Steps, micro_batches, num_sizes
 from posttrain.planning.case import Case
 from posttrain.planning.predict import predict_memory, step_seconds
 from posttrain.planning.report import Probe
@@ -88,6 +88,9 @@ def _understood(case: Case, steps: Steps, measured: dict[str, Any]) -> Probe:
     padded = not case.shape.by_segments
     largest = max(loads, key=lambda load: load.padded if padded else load.tokens)
     completion = mean.targets / max(1.0, mean.sequences) if case.samples else None
+    widths = np.array([load.padded if padded else load.tokens for load in loads])
+    of_generation = case.steps_of_generation * getattr(case.config, "num_iterations", 1) if case.samples else 0
+    seen = num_sizes(widths, fills=not padded), -(-len(loads) // of_generation) if of_generation else 0
     seconds = tuple(measured["seconds"][1:])
     return Probe(
         seconds=seconds,
@@ -98,7 +101,7 @@ def _understood(case: Case, steps: Steps, measured: dict[str, Any]) -> Probe:
         mean=mean,
         largest=largest,
         seconds_by_formula=step_seconds(case, steps, completion or 0.0, mean),
-        peak_by_formula=predict_memory(case, largest, completion or 0.0, evaluates=False).peak,
+        peak_by_formula=predict_memory(case, largest, completion or 0.0, *seen, evaluates=False).peak,
     )
 
 

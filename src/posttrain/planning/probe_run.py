@@ -119,7 +119,7 @@ def _peak() -> float:
     but for this line of its status."""
     import torch
 
-    from posttrain.trainer import peak_memory_mib
+    from posttrain.log_line import peak_memory_mib
 
     status = Path("/proc/self/status")
     if not torch.cuda.is_available() and status.is_file():

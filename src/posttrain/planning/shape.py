@@ -45,6 +45,8 @@ class ModelShape:
         number: bytes of a number of its activations.
         by_segments: it attends by segments; False: rows are padded.
         saved: activations.
+        forward_products, backward_products: of its linear layers without the head, those of different shape, for rows
+            of one size.
     """
 
     name: str
@@ -66,6 +68,8 @@ class ModelShape:
     number: int
     by_segments: bool
     saved: Saved
+    forward_products: int = 0
+    backward_products: int = 0
 
     @property
     def trained_share(self) -> float:
@@ -107,6 +111,7 @@ def shape_of(config: CommonConfig, autocast: torch.dtype | None, on_gpu: bool) -
     is_segmented = config.attn_implementation is None and _may_attend_by_segments(model)
     kind = type(model).__name__
     trained, num_trained = weights.itemsize * num_parameters, num_parameters
+    adapted = model
     if config.use_peft:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,7 +149,18 @@ def shape_of(config: CommonConfig, autocast: torch.dtype | None, on_gpu: bool) -
         by_segments=is_segmented,
         saved=saved,
         **counts,
+        **_products(adapted, model.get_output_embeddings()),
     )
+
+
+def _products(model: Any, head: Any) -> dict[str, int]:
+    """Of linear layers: a product forward, two backward, one of frozen weights."""
+    import torch
+
+    layers = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one is not head]
+    forward = {(*one.weight.shape, one.bias is None) for one in layers}
+    backward = {(*one.weight.shape, kind) for one in layers for kind in (False, one.weight.requires_grad)}
+    return {"forward_products": len(forward), "backward_products": len(backward)}
 
 
 def _counts(model: Any, about: Any) -> dict[str, int]:

@@ -22,7 +22,8 @@ time to start a kernel.
 from __future__ import annotations
 
 from posttrain.planning.batches import Load
-from posttrain.planning.memory import Setting, activation_bytes, head_bytes
+from posttrain.planning.kept import activation_bytes, head_bytes
+from posttrain.planning.memory import Setting
 from posttrain.planning.shape import ModelShape
 from posttrain.planning.work import training_operations
 
