@@ -3,6 +3,8 @@ would, and neither imports anything nor meets a model for the first time."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import importlib
 import json
@@ -19,7 +21,8 @@ METHODS = ("sft", "reward", "dpo", "grpo", "rloo")
 MODULES = (
     *("posttrain.cli", "posttrain.training", *(f"posttrain.methods.{name}" for name in METHODS)),
     *("torch.profiler", "torch.distributed.fsdp", "torch.utils.serialization"),
-    "peft.utils.transformers_weight_conversion",
+    *("torch.distributed.algorithms.ddp_comm_hooks", "torch.distributed.checkpoint.state_dict"),
+    *("peft.utils.transformers_weight_conversion", "numpy.ctypeslib", "encodings.unicode_escape"),
 )
 
 
@@ -35,7 +38,7 @@ def load_all(model: Path | None = None, *further: str) -> None:
         importlib.import_module(name)
     import transformers
 
-    from posttrain import packages, runs
+    from posttrain import packages, provenance, runs
 
     transformers.utils.logging.disable_progress_bar()
     if model is not None:
@@ -43,11 +46,28 @@ def load_all(model: Path | None = None, *further: str) -> None:
         transformers.AutoTokenizer.from_pretrained(model)
     packages.installed()
     runs.code_digest()
+    know_code()
+    provenance._code()
     gc.enable()
     gc.collect()
     gc.freeze()  # a fork shares what it never looks through again
     # Python is told of threads of libraries, which hold no lock now.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+
+def know_code() -> None:
+    """Git is asked about the checkout of the code once a process, not by each run: it stays as it is."""
+    from posttrain import provenance
+
+    if hasattr(provenance._code, "once"):
+        return
+    once = functools.cache(lambda path, ask=provenance._code: ask())
+
+    def code() -> dict[str, Any]:
+        return copy.deepcopy(once(os.environ.get("PATH")))  # which git may be missing from
+
+    code.once = once  # type: ignore[attr-defined]
+    provenance._code = code
 
 
 def free_ports(number: int) -> list[int]:

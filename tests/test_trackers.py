@@ -39,6 +39,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds for its other process to start; 30, if nothing is said
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 

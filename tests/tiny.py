@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forks import know_code
+
 from posttrain.cli import main
 from posttrain.embedded.tokenizer import train_tokenizer, write_tokenizer
 from posttrain.embedded.weights import write_model
@@ -124,6 +126,7 @@ def run(
     if starter is not None:
         starter([method, *flags, *words])
         return {}
+    know_code()
     assert main([method, *flags, *words]) == 0
     return dict(json.loads((out / "trainer_state.json").read_text()))
 
