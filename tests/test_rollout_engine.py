@@ -241,6 +241,28 @@ def test_in_half_precision(family: str) -> None:
     assert error.mean() < 0.05
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3, sliding window"])
+def test_prompts_are_filled_up_where_products_are_compiled_for_their_sizes(family: str) -> None:
+    model, _, engine = parts(family)
+    widths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    sample(model, engine)
+    assert widths[0] == sum(len(prompt) for prompt in PROMPTS)
+    widths.clear()
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    filled = engine.generate(model, PROMPTS, G, sampling(), uniforms(5, range(12), LENGTH), autocast)
+    assert widths[0] == 64
+    one_more = [np.array([5] * 49), *PROMPTS]  # 64 with the others: nothing is missing
+    numbers = np.concatenate([uniforms(6, range(G), LENGTH), uniforms(5, range(12), LENGTH)])
+    widths.clear()
+    full = engine.generate(model, one_more, G, sampling(), numbers, autocast)
+    assert widths[0] == 64
+    for one, other in zip(filled.logprobs, full.logprobs[G:], strict=True):
+        assert abs(one[0] - other[0]) < 0.05
+
+
 def test_the_models_own_generation_config_has_no_say() -> None:
     model, _, engine = parts("gemma2, soft caps")
     expected = sample(model, engine)

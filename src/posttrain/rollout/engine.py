@@ -21,6 +21,7 @@ from posttrain import attention
 from posttrain.batch import NO_PARENT, Segments, pack
 from posttrain.compiled import as_written
 from posttrain.decoding import DecodingState
+from posttrain.recurring_sizes import compiles_for_sizes, num_filling
 from posttrain.rollout.captured import Captured
 from posttrain.rollout.fallback import generate_padded
 from posttrain.rollout.record import Completions, Drawn, Record
@@ -151,6 +152,10 @@ def _prefill(
     device: torch.device,
 ) -> torch.Tensor:
     """(P, V) logits of the first new token of each prompt."""
+    ends = np.cumsum(lengths)
+    if compiles_for_sizes(device, next(model.parameters()).dtype) and (missing := num_filling(int(ends[-1]))):
+        # A prompt behind the others that is not looked at.
+        prompts, lengths = [*prompts, np.zeros(missing)], [*lengths, missing]
     ids = torch.from_numpy(np.concatenate(prompts).astype(np.int64)).to(device)
     positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
     output = model(
@@ -158,7 +163,7 @@ def _prefill(
         position_ids=positions[None],
         segments=Segments(tuple(lengths), (NO_PARENT,) * len(lengths)),
         decoding=state,
-        logits_to_keep=torch.from_numpy(np.cumsum(lengths) - 1).to(device),
+        logits_to_keep=torch.from_numpy(ends - 1).to(device),
         use_cache=False,
     )
     return output.logits[0]
