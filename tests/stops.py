@@ -76,5 +76,6 @@ def _send(names: list[str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: None)  # it stands for the launcher, which the first process tells
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, where the tests run under it, has ignored
     kills._listen = _signal_at
     kills._serve(sys.argv[1])
