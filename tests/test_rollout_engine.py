@@ -189,7 +189,7 @@ def test_the_model_is_put_back_as_it_was() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, of transformers
-@pytest.mark.parametrize("family", ["qwen2", "gemma2, soft caps"])
+@pytest.mark.parametrize("family", ["qwen2", "phi3, fused projections", "gemma2, soft caps"])
 def test_lora(family: str) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -204,7 +204,7 @@ def test_lora(family: str) -> None:
     assert any(len(a) != len(b) or (a != b).any() for a, b in zip(completions.token_ids, before.token_ids, strict=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2, soft caps"])
+@pytest.mark.parametrize("family", ["llama", "phi3, fused projections", "gemma2, soft caps"])
 def test_ddp(family: str) -> None:
     model, _, engine = parts(family)
     expected = sample(model, engine)
@@ -215,8 +215,9 @@ def test_ddp(family: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_a_compiled_model_is_not_compiled_for_every_length() -> None:
-    model, _, engine = parts("llama")
+@pytest.mark.parametrize("family", ["llama", "phi3, fused projections"])
+def test_a_compiled_model_is_not_compiled_for_every_length(family: str) -> None:
+    model, _, engine = parts(family)
     expected = sample(model, engine)
     compiled: Any = torch.compile(model, backend=lambda *_: pytest.fail("compiled"))
     assert_same_tokens(sample(compiled, engine), expected)

@@ -114,6 +114,7 @@ def test_adapters(changes: dict[str, Any], kind: torch.dtype, made: list[Any]) -
     with torch.autocast("cpu", kind, enabled=kind != torch.float32):
         with_adapters = sample(wrapped, engine)
         assert made[-1]._layers[0].gates._weight.dtype == kind
+    assert _distance(wrapped.eval(), with_adapters) < (1e-5 if kind == torch.float32 else 0.1)
     assert any(
         len(a) != len(b) or (a != b).any() for a, b in zip(with_adapters.token_ids, without.token_ids, strict=True)
     )
