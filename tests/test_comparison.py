@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import json
@@ -342,6 +343,16 @@ def test_the_page_is_what_was_measured() -> None:
     assert (ROOT / "docs/speed.md").read_text(encoding="utf-8") == page(results)
     assert (ROOT / "docs/pictures/speed.svg").read_text(encoding="utf-8") == picture(results)
     assert results["cells"]
+
+
+def test_a_page_elsewhere_has_its_picture_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.comparison.__main__ import write
+
+    results = json.loads((ROOT / "benchmarks/comparison/results.json").read_text(encoding="utf-8"))
+    write(results, argparse.Namespace(page=tmp_path / "new/page.md", keep=False))
+    text = (tmp_path / "new/page.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert (tmp_path / "new" / name).is_file() and text in capsys.readouterr().out
 
 
 def test_pages_show_the_main_rows() -> None:

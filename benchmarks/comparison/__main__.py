@@ -38,7 +38,6 @@ from posttrain.machine import num_cores
 
 FILE = Path(__file__).with_name("results.json")
 PAGE = ROOT / "docs/speed.md"
-PICTURE = ROOT / "docs/pictures/speed.svg"
 SHORT = (ROOT / "README.md", ROOT / "docs/from_trl.md")  # pages that show the main rows
 CHECKED = (*chosen(["sft", "reward", "dpo", "grpo"], ["full"], ["float32"], None, ["4M"]),)
 CHECKED += (*chosen(["sft"], ["lora"], ["bf16"], None, ["4M"]),)
@@ -185,11 +184,13 @@ def store(results: dict[str, Any], file: Path) -> None:
 
 
 def write(results: dict[str, Any], args: argparse.Namespace) -> None:
-    """The page, to its file and to the terminal; and baselines, where they are asked for."""
+    """The page, to its file and to the terminal, and its picture; and baselines, where they are asked for."""
     text = tables.page(results)
+    drawn = args.page.parent / tables.PICTURE
+    drawn.parent.mkdir(parents=True, exist_ok=True)
     args.page.write_text(text, encoding="utf-8")
+    drawn.write_text(picture(results), encoding="utf-8")
     if args.page == PAGE:
-        PICTURE.write_text(picture(results), encoding="utf-8")
         for place in SHORT:
             shown = tables.with_rows(place.read_text(encoding="utf-8"), tables.main_rows(results))
             place.write_text(shown, encoding="utf-8")

@@ -13,6 +13,7 @@ from benchmarks.comparison.ratios import AIM_OF_MEMORY, AIM_OF_START, AIMS, Verd
 from benchmarks.step_profile import KINDS
 
 MEBIBYTE = 2**20
+PICTURE = "pictures/speed.svg"  # beside the page
 _BEGINS, _ENDS = "<!-- speed begins -->", "<!-- speed ends -->"
 _ROW = ("method", "tuning", "precision", "data", "size")
 _PIECES = ("products", "memory", "sampling")
@@ -29,7 +30,7 @@ def page(results: Mapping[str, Any]) -> str:
     parts = [
         _HEAD,
         _where(results["about"], records),
-        _PICTURE,
+        f"![time of a step and peak memory of each cell beside TRL's]({PICTURE})",
         "## A step",
         _OF_STEPS,
         time_table(records, rates),
@@ -61,7 +62,6 @@ Both sides have the same rows, flags, versions and cores, are alive at once, and
 float32; bf16 is that of products (`--bf16`). A step is 8 rows, 2 packed rows of 1,024 tokens, 8 pairs, or 32
 completions of up to 128 tokens to 4 prompts. LoRA has rank 16, and no dropout, which the two sides would draw
 differently."""
-_PICTURE = "![time of a step and peak memory of each cell beside TRL's](pictures/speed.svg)"
 _OF_STEPS = """Seconds are medians, the ratio is the median over pairs of steps, and in brackets that of seconds of the
 processor. Tokens a second count a shared prompt once for each of its completions. The floor is the least time that the
 operations and bytes of such a step take; in brackets, the share of posttrain's step that it explains."""
