@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, SHAPE, make
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
@@ -177,7 +177,7 @@ def _distance(model: nn.Module, completions: Completions) -> float:
 
 @QUIET
 @pytest.mark.parametrize(
-    "what", ["subclass", "hook", "forward", "DoRA", "embedding", "whole head", "frequencies", "size"]
+    "what", ["subclass", "hook", "forward", "DoRA", "AdaLoRA", "embedding", "whole head", "frequencies", "size"]
 )
 def test_what_is_not_known_is_not_written_out(what: str, made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = make("llama")
@@ -194,6 +194,8 @@ def test_what_is_not_known_is_not_written_out(what: str, made: list[Any], monkey
         model.model.layers[1].mlp.forward = lambda rows: 2 * rows
     elif what == "DoRA":
         wrapped = get_peft_model(model, LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]))
+    elif what == "AdaLoRA":
+        wrapped = get_peft_model(model, AdaLoraConfig(target_modules=["q_proj"], total_step=10))
     elif what == "embedding":
         wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["embed_tokens"]))
     elif what == "whole head":

@@ -1,8 +1,9 @@
 """Samples completions from the policy as it is, with the log-prob of each token.
 
 All prompts go through the model in one packed pass, once for however many completions each has; from then on the model
-takes one token of every completion at a time, rows that have ended leave, and the model's own outermost forward pass
-is what runs. Memory for keys and values is allocated at the start: see `posttrain.decoding` for how much.
+takes one token of every completion at a time, and rows that have ended leave. What runs is the model's own outermost
+forward pass, or on a CPU, for models of the usual kind, the step that written_out.py makes of their weights. Memory for
+keys and values is allocated at the start: see `posttrain.decoding` for how much.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Engine:
         self.packed = scorer.packed and _try_packed(model, scorer)
         can_capture = self.packed and model.device.type in _CAPTURING
         self.captures = can_capture and _try_packed(model, scorer, captures=True)  # a step as a graph
-        self.writes_out = self.packed and model.device.type == "cpu" and _try_packed(model, scorer, writes_out=True)
+        may_write_out = self.packed and not self.captures and model.device.type == "cpu"
+        self.writes_out = may_write_out and _try_packed(model, scorer, writes_out=True)
         if can_capture and not self.captures:
             logger.warning("Its steps of sampling are launched kernel by kernel (same results, more time).")
         if not self.packed:

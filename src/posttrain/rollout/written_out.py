@@ -209,7 +209,7 @@ def _is_changed(module: nn.Module) -> bool:
 
 def _plain(layer: Any) -> nn.Linear:
     """A linear layer, or the one inside of LoRA."""
-    inner = layer.base_layer if hasattr(layer, "lora_variant") else layer
+    inner = layer.base_layer if type(layer).__name__ == "Linear" and hasattr(layer, "lora_variant") else layer
     if type(inner) not in (nn.Linear, TargetHead):
         raise _OtherError
     return inner
