@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
+import transformers
 from test_scaling import SETTING, SHAPE
 
 from posttrain.config import parse_command_line
@@ -186,8 +187,10 @@ def test_nothing_is_compared_without_the_peer(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name).touch()
     words = f"comparison --check --data {tmp_path} --peer_python {tmp_path}/none"
     monkeypatch.setattr(sys, "argv", words.split())
+    before = transformers.utils.logging.is_progress_bar_enabled()
     with pytest.raises(SystemExit, match="without trl nothing can be compared"):
         comparison.main()
+    assert transformers.utils.logging.is_progress_bar_enabled() == before  # nothing of this process has changed
 
 
 def test_a_run_that_ends_tells_what_it_said() -> None:

@@ -80,6 +80,7 @@ def test_bars_of_transformers_are_shown_where_they_take_a_while(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = logging_of_transformers.set_tqdm_hook(None)
+    monkeypatch.setattr(logging_of_transformers, "_tqdm_active", True)  # whatever ran in this process
     try:
         show_long_bars_only()
         list(logging_of_transformers.tqdm(range(3), desc="Writing model shards"))

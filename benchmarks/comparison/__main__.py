@@ -48,9 +48,9 @@ def main() -> int:
     if args.tables:
         write(json.loads(args.to.read_text(encoding="utf-8")), args)
         return 0
+    peer = find_peer(args)
     torch.set_num_threads(args.cores)
     transformers.utils.logging.disable_progress_bar()
-    peer = find_peer(args)
     # What was there before stays for --check, which stores nothing.
     results = {"cells": {}} if args.check or not args.to.is_file() else json.loads(args.to.read_text(encoding="utf-8"))
     failed = fill(results, list(CHECKED) if args.check else selected(args), peer, args)
