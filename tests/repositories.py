@@ -22,7 +22,7 @@ def _new() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="posttrain-repository-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for words in ("git init -q -b main", "git config user.email a@b.c", "git config user.name a", "dvc init -q"):
-        subprocess.run([*words.split()], cwd=folder, check=True, env=_environment())
+        subprocess.run([*words.split()], cwd=folder, check=True, env=environment())
     return folder
 
 
@@ -39,7 +39,7 @@ def dvc(folder: Path, *words: str) -> None:
     """
     from dvc.cli import main
 
-    with contextlib.chdir(folder), mock.patch.dict(os.environ, _environment()), warnings.catch_warnings():
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, environment()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what DVC uses, as in a process of its own
         for handler in logging.getLogger("dvc").handlers:  # they keep what stderr was in the test that came first
             if isinstance(handler, logging.StreamHandler):
@@ -47,5 +47,5 @@ def dvc(folder: Path, *words: str) -> None:
         assert main(list(words)) == 0, f"dvc {' '.join(words)}"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from repositories import dvc, write_repository
+from repositories import dvc, environment, write_repository
 from test_revisions import PIPELINE, STAGE, call
 
 from posttrain.experiment.revisions import read_experiment
@@ -49,8 +49,13 @@ def make_remote(folder: Path, storage: Path) -> None:
     call(folder, "make", "-o", f"{binaries}/.installed", f"BIN={binaries}", "remote", f"URL={storage}")
 
 
+def output(folder: Path, *words: str) -> str:
+    run = subprocess.run(words, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
+    return run.stdout
+
+
 def test_nothing_is_left_to_run(shared: Path) -> None:
-    said = subprocess.run(["dvc", "status"], cwd=shared, check=True, capture_output=True, text=True).stdout
+    said = output(shared, "dvc", "status")
     assert "up to date" in said
 
 
@@ -63,6 +68,6 @@ def test_results_of_commit_and_experiment_are_there(shared: Path) -> None:
 def test_an_experiment_is_taken_over_without_running_its_stages(shared: Path) -> None:
     dvc(shared, "exp", "apply", "small-beta")
     dvc(shared, "pull", "-q")
-    said = subprocess.run(["dvc", "repro"], cwd=shared, check=True, capture_output=True, text=True).stdout
+    said = output(shared, "dvc", "repro")
     assert "didn't change, skipping" in said and "Running stage" not in said
     assert read_experiment("workspace", shared).params == {"dpo": {"beta": 0.05}}

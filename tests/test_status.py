@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repositories import dvc, write_repository
+from repositories import dvc, environment, write_repository
 
 from posttrain.cli import main
 from posttrain.experiment.pipeline import Pipeline
@@ -138,8 +138,8 @@ def test_a_frozen_stage_is_no_silence(pipeline: Path, capsys: pytest.CaptureFixt
     assert status(capsys) == "Nothing to run: 3 stages are up to date.\n"
     write_params(learn__beta=0.05)
     commit()
-    ours = json.loads(subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True, check=True).stdout)
-    assert ours == {}
+    words = ["dvc", "status", "--json"]
+    assert json.loads(subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout) == {}
     assert status(capsys, "--check").startswith(
         "!! FROZEN AND OUT OF DATE: learn. DVC calls it unchanged and will not run it:\n"
         "     params  learn.beta 0.5 → 0.05\n"
