@@ -11,7 +11,6 @@ import argparse
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -212,7 +211,8 @@ def main() -> None:
     steps = Steps(args.skip, args.steps)
     trainer_module.DEFAULT_CALLBACKS.append(steps)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.path.insert(0, str(Path(__file__).parent))  # for the reward
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the process that computes rewards
     material = args.material.resolve()
     if not material.is_dir():
         parser.error(f"--material {args.material} is no folder; benchmarks/material.py writes one")
