@@ -158,35 +158,51 @@ def _layer(layer: Any, kind: torch.dtype) -> _Layer:
 class _Product:
     """Rows (R, K) times the weights of several layers: (R, their outputs), in a type of products.
 
-    Adapters are added to weights in float32. In half precision, where a small change would be rounded away, they are
-    products of their own, as in the model.
+    Adapters are added to weights in float32. In half precision, where a small change would be rounded away, rows times
+    their first factors stand beside the rows, and the second ones beside the weights.
     """
 
     def __init__(self, layers: Sequence[Any], kind: torch.dtype, norm: Any = None) -> None:
         plain, adapters = [_plain(layer) for layer in layers], [_adapters(layer) for layer in layers]
         weights = [layer.weight.detach() for layer in plain]
-        self._down: torch.Tensor | None = None  # (K, r)
+        factors = 1.0 if norm is None else _factors(norm)
+        self._kind = kind
+        self._down: Callable[[torch.Tensor], torch.Tensor] | None = None
+        ups: list[torch.Tensor] = []  # (N, r)
         if kind == torch.float32:
             weights = [sum((b @ a for a, b in own), weight) for weight, own in zip(weights, adapters, strict=True)]
         elif any(adapters):
-            self._down = _turned([a for own in adapters for a, _ in own], norm).to(kind)
-            ups = [[weight[:, :0], *(b for _, b in own)] for weight, own in zip(weights, adapters, strict=True)]
-            self._up = torch.block_diag(*(torch.cat(own, 1) for own in ups)).t().to(kind).contiguous()
-        self._weight = _turned(weights, norm).to(kind)
-        self._bias: torch.Tensor | None = None
+            self._down = _laid_out((torch.cat([a for own in adapters for a, _ in own]) * factors).to(kind), None)
+            parts = [[weight[:, :0], *(b for _, b in own)] for weight, own in zip(weights, adapters, strict=True)]
+            ups = [torch.block_diag(*(torch.cat(own, 1) for own in parts))]
+        together = torch.cat(weights) if norm is None else torch.cat(weights) * factors
+        if ups:
+            together = torch.cat([together, *ups], 1)
+        bias: torch.Tensor | None = None
         if any(layer.bias is not None for layer in plain):
             biases = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in plain]
-            self._bias = torch.cat([bias.detach() for bias in biases]).to(kind)
+            bias = torch.cat([one.detach() for one in biases]).to(kind)
+        self._all = _laid_out(together.to(kind), bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        rows = rows.to(self._weight.dtype)
-        product = rows @ self._weight if self._bias is None else torch.addmm(self._bias, rows, self._weight)
-        return product if self._down is None else product.addmm_(rows @ self._down, self._up)
+        rows = rows.to(self._kind)
+        return self._all(rows if self._down is None else torch.cat([rows, self._down(rows)], 1))
 
 
-def _turned(weights: Sequence[torch.Tensor], norm: Any) -> torch.Tensor:
-    together = torch.cat(list(weights)).t()
-    return (together if norm is None else together * _factors(norm)[:, None]).contiguous()
+def _laid_out(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(R, K) → (R, N), with a weight (N, K) in the order that a product with few rows reads: each would bring it there
+    anew."""
+    if _is_multiplied_by_onednn(weight.dtype):
+        # As torch's compiler does, in which alone these are documented; the engine tries what comes of it.
+        ordered = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, ordered, bias, "none", [], "")
+    turned = weight.t().contiguous()
+    return lambda rows: rows @ turned if bias is None else torch.addmm(bias, rows, turned)
+
+
+def _is_multiplied_by_onednn(kind: torch.dtype) -> bool:
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(kind)
+    return supported is not None and torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, supported)()
 
 
 def _factors(norm: Any) -> torch.Tensor:
