@@ -27,6 +27,7 @@ from posttrain.disk import check_room
 from posttrain.errors import UserError
 from posttrain.file_hashes import base_model
 from posttrain.finished import bytes_to_write, save
+from posttrain.heap import keep_what_is_freed
 from posttrain.loading import libraries_loaded
 from posttrain.log_line import peak_memory_mib
 from posttrain.machine import has_bf16
@@ -72,6 +73,8 @@ def run(method: Method) -> dict[str, float]:
     config = method.config
     show_long_bars_only()
     arguments = training_arguments(config)  # before rows are read, which takes its time
+    if arguments.device.type == "cpu":
+        keep_what_is_freed()
     provenance = Provenance(config) if arguments.process_index == 0 else None  # and before anybody edits the code
     settle_disks(config, arguments)
     with read_whole(arguments):
