@@ -66,6 +66,7 @@ LAYERS = [
         "left_locks",
         "waiting",
         "loading",
+        "heap",
         "packages",
     },
 ]
