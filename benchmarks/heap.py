@@ -18,9 +18,9 @@ from typing import Any
 
 from profile_step import PRECISIONS, ROWS, flags_of
 from transformers import TrainerCallback
+from transformers import trainer as trainer_module
 
 from posttrain import cli, heap
-from posttrain import trainer as trainer_module
 from posttrain.config import parse_command_line
 
 BLOCK = 4
