@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import resource
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from profile_step import PRECISIONS, ROWS, flags_of
+from profile_step import PRECISIONS, ROWS, train
 from transformers import TrainerCallback
-from transformers import trainer as trainer_module
 
-from posttrain import cli, heap
-from posttrain.config import parse_command_line
+from posttrain import heap
 
 BLOCK = 4
 # What glibc's own come to: the first grows with what is freed, up to 32 MiB, the second is twice that.
@@ -65,14 +61,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--blocks", type=int, default=18, help="the first two do not count")
     args = parser.parse_args()
+    if not args.material.is_dir():
+        parser.error(f"--material {args.material} is no folder; benchmarks/material.py writes one")
     steps = Steps()
-    trainer_module.DEFAULT_CALLBACKS.append(steps)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of the process that computes rewards
-    with tempfile.TemporaryDirectory() as output:
-        words = flags_of(args.method, args.precision, False, args.material.resolve(), Path(output), args.blocks * BLOCK)
-        config, _ = parse_command_line(args.method, words)
-        cli._train(config)
+    train(steps, args.method, args.precision, False, args.material, args.blocks * BLOCK)
     for name, counted in steps.counted.items():
         seconds, system, faults = (statistics.median(column) for column in zip(*counted, strict=True))
         print(f"{args.method}, {args.precision}, {name}: {seconds:.3f} s, system {system:.3f} s, faults {faults:,.0f}")

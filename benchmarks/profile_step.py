@@ -198,6 +198,25 @@ def tell_products(products: dict[tuple[int, int, int], list[float]], steps: int,
         print(f"{'all':<24}{all_seconds / steps * 1e3:>12.2f}{'':>34}{rates}")
 
 
+def train(watcher: TrainerCallback, method: str, precision: str, lora: bool, material: Path, steps: int) -> None:
+    """Trains in this process, as from the command line, and leaves nothing.
+
+    Args:
+        watcher: is told of each step.
+        method, precision, lora: of the run.
+        material: folder that material.py has written.
+        steps: how many.
+    """
+    trainer_module.DEFAULT_CALLBACKS.append(watcher)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the process that computes rewards
+    with tempfile.TemporaryDirectory() as output:
+        words = flags_of(method, precision, lora, material.resolve(), Path(output), steps)
+        config, _ = parse_command_line(method, words)
+        cli._train(config)
+
+
 def main() -> None:
     """Run, and tell."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -209,18 +228,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps that are timed, and after them profiled")
     args = parser.parse_args()
     steps = Steps(args.skip, args.steps)
-    trainer_module.DEFAULT_CALLBACKS.append(steps)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the process that computes rewards
-    material = args.material.resolve()
-    if not material.is_dir():
+    if not args.material.is_dir():
         parser.error(f"--material {args.material} is no folder; benchmarks/material.py writes one")
-    with tempfile.TemporaryDirectory() as output:
-        count = args.skip + 2 * args.steps
-        words = flags_of(args.method, args.precision, args.lora, material, Path(output), count)
-        config, _ = parse_command_line(args.method, words)
-        cli._train(config)
+    train(steps, args.method, args.precision, args.lora, args.material, args.skip + 2 * args.steps)
     print(f"{args.method}, {args.precision}, {'LoRA' if args.lora else 'full'}, {torch.get_num_threads()} threads")
     tell(steps, torch.float32 if args.precision == "fp32" else torch.bfloat16)
 
