@@ -114,6 +114,7 @@ def test_wandb_has_every_logged_number(base: Path, tmp_path: Path, monkeypatch: 
         warnings.simplefilter("ignore")
         history = train("sft", base, tmp_path, "--report_to", "wandb", "--project", "demo")
         wandb.finish()
+        wandb.teardown()  # its other process writes the file; `finish` does not wait for that, this does
     assert not (tmp_path / "wandb").exists()  # not in the current folder
     (file,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
     records = [Record.FromString(data) for data in records_of(file.read_bytes())]
