@@ -244,10 +244,11 @@ def test_lora_and_reference(base: Path, prompts: Path, tmp_path: Path) -> None:
 
 
 def test_in_mixed_precision_policy_and_reference_are_rounded_alike(base: Path, prompts: Path, tmp_path: Path) -> None:
-    """At the first step both are one model, and the reward is not lowered by their rounding."""
+    """At the first step both are one model, and the reward is not lowered by their rounding; a processor without bf16
+    trains in float32, in which their batches of other sizes may differ in a last bit."""
     extra = ["--beta", "0.1", "--bf16", "true", "--max_steps", "1"]
     state = run_policy("rloo", base, prompts, tmp_path / "out", *extra)
-    assert curve(state, "kl") == [[0]]
+    assert curve(state, "kl") == [[pytest.approx(0, abs=1e-6)]]
 
 
 def test_evaluation_has_settings_of_its_own(base: Path, prompts: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Zygote:
 
 
 def words_for(address: str) -> list[str]:
-    words = ["--use_vllm", "--vllm_mode", "server", "--vllm_server_base_url", address, "--vllm_server_timeout", "20"]
+    words = ["--use_vllm", "--vllm_mode", "server", "--vllm_server_base_url", address, "--vllm_server_timeout", "120"]
     return [*words, "--learning_rate", "1e-2"]
 
 
