@@ -44,18 +44,21 @@ def launch(commands: Sequence[Words], folder: Path, way: str | None = None, proc
     launch_ways({way: commands}, folder, processes)
 
 
-def launch_ways(commands: Mapping[Any, Sequence[Words]], folder: Path, processes: int = 2) -> None:
+def launch_ways(
+    commands: Mapping[Any, Sequence[Words]], folder: Path, processes: int = 2, any_precision: bool = False
+) -> None:
     """As `launch`, with the commands of several configurations.
 
     Args:
         commands: by the name of the configuration, or None.
         folder: for what is written on the way.
         processes: their number, with a configuration.
+        any_precision: whether `--bf16` is taken on processors that imitate it, too.
     """
     (folder / "tell.py").write_text(TELL, encoding="utf-8")
     ways = [_way(name, words, folder, processes) for name, words in commands.items()]
     file = folder / "ways.json"
-    file.write_text(json.dumps({"ways": ways}), encoding="utf-8")
+    file.write_text(json.dumps({"ways": ways, "any_precision": any_precision}), encoding="utf-8")
     done = subprocess.run([sys.executable, __file__, str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
 
@@ -81,6 +84,10 @@ def run_all(path: Path) -> int:
     words = ways[0]["commands"][0][1]
     is_launched = "RANK" in os.environ
     load_all(Path(words[words.index("--model_name_or_path") + 1]), *(() if is_launched else ("posttrain.processes",)))
+    if isinstance(content, dict) and content["any_precision"]:
+        from posttrain import training
+
+        training._what_a_cpu_lacks = lambda config: {}
     for way in ways:
         code = _run_way(way)
         if code:

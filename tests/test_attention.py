@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from posttrain import attention
 from posttrain.attention import UnsupportedAttentionError, _attend_per_segment, _attend_varlen
-from posttrain.batch import NO_PARENT, pack
+from posttrain.batch import NO_PARENT, Segments, pack
 
 LENGTHS, PARENTS = (6, 3, 5, 4, 2), (NO_PARENT, 0, 0, NO_PARENT, 3)
 
@@ -79,7 +79,18 @@ def test_what_it_lacks_is_refused(feature: str) -> None:
         attention.attention(torch.nn.Module(), query, key, value, None, segments=segments, **extra)
 
 
-def test_on_a_gpu_autocast_takes_the_kernel_of_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "capability", "takes"),
+    [
+        ((8, 8), (8, 0), True),
+        ((12, 12), (9, 0), False),  # not a multiple of 8
+        ((24, 16), (9, 0), False),  # values narrower than keys
+        ((8, 8), (7, 5), False),  # a GPU before Ampere
+    ],
+)
+def test_on_a_gpu_autocast_takes_the_kernel_of_half_precision(
+    sizes: tuple[int, int], capability: tuple[int, int], takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Layers rotate queries and keys in float32 there, which that kernel does not take. On tensors without memory."""
     seen: list[torch.dtype] = []
 
@@ -88,12 +99,32 @@ def test_on_a_gpu_autocast_takes_the_kernel_of_half_precision(monkeypatch: pytes
         return tensors[0]
 
     monkeypatch.setattr(attention, "_attend_varlen", kernel)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda query, key, value, **how: value)
+    monkeypatch.setattr(attention, "_capability", lambda device: capability)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
-    segments = pack([np.arange(n) for n in LENGTHS], [np.zeros(n) for n in LENGTHS], PARENTS, 2).segments
+    segments = Segments(tuple(LENGTHS), (NO_PARENT,) * len(LENGTHS))
     with FakeTensorMode():
-        shape = (1, 2, sum(LENGTHS), 8)
-        query, key = torch.empty(shape, device="cuda"), torch.empty(shape, device="cuda")
-        value = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
-        attention.attention(torch.nn.Module(), query, key, value, None, segments=segments)
-    assert seen == [torch.bfloat16] * 3
+        shape = (1, 2, sum(LENGTHS))
+        query, key = torch.empty(*shape, sizes[0], device="cuda"), torch.empty(*shape, sizes[0], device="cuda")
+        value = torch.empty(*shape, sizes[1], device="cuda", dtype=torch.bfloat16)
+        output, _ = attention.attention(torch.nn.Module(), query, key, value, None, segments=segments)
+    assert seen == ([torch.bfloat16] * 3 if takes else [])
+    assert takes or output.shape == (1, sum(LENGTHS), 2, sizes[1])
+
+
+def test_on_a_gpu_no_kernel_but_that_one_is_given_grouped_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, int]] = []
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        given.append((query.shape[1], key.shape[1]))
+        assert not kwargs["enable_gqa"]
+        return query
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", kernel)
+    segments = Segments(tuple(LENGTHS), (NO_PARENT,) * len(LENGTHS))
+    with FakeTensorMode():
+        query = torch.empty(1, 4, sum(LENGTHS), 8, device="cuda")
+        key = torch.empty(1, 2, sum(LENGTHS), 8, device="cuda")
+        attention.attention(torch.nn.Module(), query, key, key, None, segments=segments)
+    assert given == [(4, 4)] * len(LENGTHS)

@@ -122,7 +122,7 @@ def attention(
     assert segments is not None
     if query.is_cuda:
         query, key, value = (in_type_of_products(tensor) for tensor in (query, key, value))
-    if _takes_varlen(query, dropout):
+    if _takes_varlen(query, value, dropout):
         return _attend_varlen(query, key, value, segments, scaling, sliding_window), None
     if not compiles_for_sizes(query.device, query.dtype):
         return _attend(query, key, value, segments, scaling, dropout, sliding_window), None
@@ -146,9 +146,16 @@ def _attend(
     return _attend_per_segment(query, key, value, segments, scaling, dropout, window)
 
 
-def _takes_varlen(query: torch.Tensor, dropout: float) -> bool:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and dropout == 0.0 and query.shape[-1] <= 256
+def _takes_varlen(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """What torch checks in its kernel (FlashAttention), which a trial in float32 does not meet."""
+    size = query.shape[-1]
+    fits = query.dtype in (torch.float16, torch.bfloat16) and size == value.shape[-1] <= 256 and size % 8 == 0
+    return query.is_cuda and fits and dropout == 0.0 and _capability(query.device) >= (8, 0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _attend_per_segment(
@@ -162,6 +169,9 @@ def _attend_per_segment(
 ) -> torch.Tensor:
     # split, not slices: the gradient of a split is one concatenation, that of a slice a whole row of zeros.
     lengths = list(segments.lengths)
+    if query.is_cuda and query.shape[1] != key.shape[1]:
+        # There all kernels but FlashAttention's, which does not come here, have scores in memory for grouped heads.
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     outputs = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,21 +23,31 @@ import torch
 NO_PARENT = -1
 
 
-# Not frozen, though nothing changes it: torch 2.11 looks into frozen ones where layers are compiled, and would compile
-# them again for each number of segments.
-@dataclass(unsafe_hash=True)
+# No dataclass: FSDP makes others of those at each of its units, with their tensors in its type of products, so that what
+# is held for all layers would be rounded, and made in each.
 class Segments:
-    """How a row of T tokens is cut up, in the form that attention needs. Knows nothing of token ids.
+    """How a row of T tokens is cut up, in the form that attention needs. Knows nothing of token ids. Not changed once
+    made; two of the same lengths and parents are equal.
 
     Args:
         lengths: tokens of each of the S segments, in the order of the row.
         parents: index of each segment's parent, or NO_PARENT. A parent stands before its children and is itself a root.
     """
 
-    lengths: tuple[int, ...]
-    parents: tuple[int, ...]
-    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
-    _indices: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict, compare=False, repr=False)
+    def __init__(self, lengths: tuple[int, ...], parents: tuple[int, ...]):
+        self.lengths = lengths
+        self.parents = parents
+        self._masks: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._indices: dict[str, tuple[torch.Tensor, ...]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Segments) and (self.lengths, self.parents) == (other.lengths, other.parents)
+
+    def __hash__(self) -> int:
+        return hash((self.lengths, self.parents))
+
+    def __repr__(self) -> str:
+        return f"Segments({self.lengths}, {self.parents})"
 
     @property
     def has_parents(self) -> bool:
@@ -53,7 +63,9 @@ class Segments:
 
     def with_document(self, length: int) -> Segments:
         """The same with another segment behind, that has no parent; masks that have been made are shared."""
-        return Segments((*self.lengths, length), (*self.parents, NO_PARENT), self._masks)
+        longer = Segments((*self.lengths, length), (*self.parents, NO_PARENT))
+        longer._masks = self._masks
+        return longer
 
     def mask(self, query_length: int, key_length: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Causal mask aligned at the bottom right, True = attends; (query_length, key_length), shared by all layers."""

@@ -68,7 +68,7 @@ class FiniteTrainer(Trainer):
     def _begin_step(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._places: list[tuple[str, ...]] = []
-        self._signals: list[torch.Tensor] = []
+        self._signals: list[float] = []
         self._num_targets = 0
         self._is_skipped = False
         if hasattr(self, "_tr_loss"):
@@ -81,7 +81,8 @@ class FiniteTrainer(Trainer):
         self._places.append(inputs.places)
         self._num_targets += 0 if inputs.is_filler else inputs.num_targets or inputs.num_groups * self._scores_pairs
         if inputs.advantages is not None:
-            self._signals.append(inputs.advantages.any().to(loss.device, torch.float32))
+            # Of the batch as it came, on the CPU: a copy to the GPU would be waited for.
+            self._signals.append(float(inputs.advantages.any()))
         return loss
 
     @property
@@ -93,7 +94,8 @@ class FiniteTrainer(Trainer):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         device, count = self._losses[0].device, len(self._losses)
         norm_here = torch.as_tensor(1.0 if norm is None else norm, device=device).float()
-        own = torch.stack([*self._losses, norm_here, *self._signals])
+        signals_here = torch.tensor(self._signals, device=device)
+        own = torch.cat([torch.stack([*self._losses, norm_here]), signals_here])
         if self.args.world_size > 1:
             # Processes may differ in their numbers of micro-batches, and in nothing that follows from these sums.
             targets = torch.tensor(float(self._num_targets), device=device)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from transformers import Trainer
 
 from posttrain.errors import UserError
-from posttrain.sharding import is_sharded, skeleton, whole_state_dict
+from posttrain.sharding import is_sharded, mixed_precision_of_fsdp, skeleton, uses_fsdp, whole_state_dict
 
 # A process's part of the weights and of the optimizer's state under FSDP's first version.
 PART_FILE = "fsdp_part_{rank}_of_{world_size}.pt"
@@ -24,7 +25,8 @@ class ShardedTrainer(Trainer):
     Their model folders hold tied weights twice (DeepSpeed), or are not written in one piece (FSDP). accelerate's
     checkpoints of FSDP's first version forget the optimizer (it reads into what the optimizer holds, which before its
     first step is nothing), fail where a parameter lies in one process alone, and on CPUs hand out memory that has been
-    freed. Here each process keeps its own part, as it is.
+    freed. Here each process keeps its own part, as it is. And in mixed precision its FSDP rounds what a model gives, or
+    has as buffers, and adds gradients up in half precision.
     """
 
     model: Any
@@ -33,6 +35,16 @@ class ShardedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if is_sharded(self.args):
             self._skeleton = skeleton(self.model)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        args = super()._build_accelerator_args(**kwargs)
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.mixed_precision)
+        if kind is not None and uses_fsdp(self.args):
+            plugin = args.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+            if plugin.mixed_precision_policy is None:  # else the configuration has one
+                plugin.mixed_precision_policy = mixed_precision_of_fsdp(plugin.fsdp_version, kind)
+            args["fsdp_plugin"] = plugin
+        return dict(args)
 
     @property
     def _keeps_parts(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Replicate
 
 if TYPE_CHECKING:
@@ -52,6 +52,20 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
     os.environ["FSDP_SYNC_MODULE_STATES"] = "false"
     if arguments.fsdp_plugin_args:
         arguments.fsdp_plugin_args["sync_module_states"] = False
+
+
+def mixed_precision_of_fsdp(version: int, kind: torch.dtype) -> MixedPrecision | MixedPrecisionPolicy:
+    """Products in half precision and the rest in float32, as autocast has it in one process: what a model gives
+    (log-probs), its buffers (the frequencies of rotary embeddings, multiplied by positions in the thousands), and sums
+    of gradients over processes.
+
+    Args:
+        version: of FSDP, 1 or 2.
+        kind: half precision.
+    """
+    if version == 1:
+        return MixedPrecision(param_dtype=kind, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
+    return MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32)
 
 
 @contextlib.contextmanager
@@ -177,6 +191,9 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         model: wrapped by FSDP or DeepSpeed, or whole.
     """
     units = {name: module for name, module in model.named_modules() if isinstance(module, FullyShardedDataParallel)}
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a pass without gradients the last one is whole, in its type of products
     if not units:
         for name, parameter in model.named_parameters():
             with _gathered(parameter):

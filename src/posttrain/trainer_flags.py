@@ -166,7 +166,7 @@ class EmbeddingNoise:
         if rows == 1 and length >= self.batch.input_ids.shape[0]:  # there may be tokens behind it that do not count
             of_tokens = tokens_of_sequences(self.batch)
             of_tokens = np.pad(of_tokens, (0, length - len(of_tokens)), constant_values=1)
-            lengths = torch.from_numpy(of_tokens).to(output.device)
+            lengths = torch.from_numpy(of_tokens).to(output.device, non_blocking=True)
         else:  # padded rows
             lengths = torch.full((length,), length, device=output.device)
         scale = self.alpha / (lengths * width).sqrt()

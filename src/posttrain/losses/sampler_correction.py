@@ -111,9 +111,9 @@ def _metrics(
         f"{difference_name}/mean": (difference.sum(), float(log_ratio.shape[0])),
     }
     # A batch without targets has no smallest and no largest.
-    minima = {f"{ratio_name}/min": torch.cat([ratio[counts], infinity]).amin()}
+    minima = {f"{ratio_name}/min": torch.cat([ratio.masked_fill(~counts, torch.inf), infinity]).amin()}
     maxima = {
-        f"{ratio_name}/max": torch.cat([ratio[counts], -infinity]).amax(),
+        f"{ratio_name}/max": torch.cat([ratio.masked_fill(~counts, -torch.inf), -infinity]).amax(),
         f"{difference_name}/max": torch.cat([difference, -infinity]).amax(),
     }
     return metrics, minima, maxima

@@ -4,6 +4,7 @@ that stand in checkpoints. What the loss needs of them is policy.py's.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,6 +21,7 @@ from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.losses.advantages import zero_variance_groups
 from posttrain.methods import Method
+from posttrain.reference import mixed_precision
 from posttrain.rollout.collect import Collector, Rollout
 from posttrain.rollout.engines import Policy, check_engine, make_engine, policy_for, sampling_of
 from posttrain.rollout.loader import EvalRollouts, TrainRollouts
@@ -188,6 +190,7 @@ class SampledMethod(Method):
             at_a_time=config.rollout_batch_size,
             share=self.schedule.generated_here,
             gather=gather_object,
+            autocast=functools.partial(_autocast, trainer.args),
         )
 
     def _group_size(self, in_evaluation: bool) -> int:
@@ -239,6 +242,11 @@ class SampledMethod(Method):
 
 def _order_seed(arguments: TrainingArguments) -> int:
     return arguments.seed if arguments.data_seed is None else arguments.data_seed
+
+
+def _autocast(arguments: TrainingArguments) -> contextlib.AbstractContextManager[Any]:
+    half = mixed_precision(arguments)
+    return contextlib.nullcontext() if half is None else torch.autocast(arguments.device.type, half)
 
 
 def _the_one(batches: list[PackedBatch]) -> PackedBatch:

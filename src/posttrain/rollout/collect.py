@@ -62,6 +62,7 @@ class Collector:
         at_a_time: completions generated in one go, while the rewards of those before are computed.
         share: which of so many completions this process generates.
         gather: a list in each process → one list of them all, in the order of the processes.
+        autocast: that of training.
     """
 
     engine: Engine | VLLMEngine
@@ -75,6 +76,7 @@ class Collector:
     at_a_time: int
     share: Callable[[int], range]
     gather: Callable[[list[Any]], list[Any]]
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def collect(self, prompts: Sequence[tuple[int, int]]) -> list[Rollout]:
         """G completions of each prompt, the same in every process.
@@ -135,7 +137,7 @@ class Collector:
         for count, same in groups.items():
             prompts = [np.asarray(rows[part[places[0]][1]]["prompt_ids"], dtype=np.int64) for places in same]
             order = [place for places in same for place in places]
-            made = self.engine.generate(policy, prompts, count, self.sampling, draws[order])
+            made = self.engine.generate(policy, prompts, count, self.sampling, draws[order], self.autocast())
             logprobs, ended = made.policy_logprobs, made.ended.tolist()
             found |= dict(zip(order, zip(made.token_ids, logprobs, ended, strict=True), strict=True))
         return [found[i] for i in range(len(part))]

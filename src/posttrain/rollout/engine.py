@@ -52,8 +52,10 @@ class Engine:
     def __init__(self, model: PreTrainedModel, scorer: Scorer) -> None:
         self.packed = scorer.packed and _try_packed(model, scorer)
         can_capture = self.packed and model.device.type in _CAPTURING
-        self.captures = can_capture and _try_packed(model, scorer, captures=True)  # a step as a graph
-        may_write_out = self.packed and not self.captures and model.device.type == "cpu"
+        # A step as a graph. A model that will be spread over GPUs is here still on the CPU: tried when it is sampled.
+        self.captures = self.packed and (not can_capture or _try_packed(model, scorer, captures=True))
+        self._has_captured = can_capture
+        may_write_out = self.packed and model.device.type == "cpu"
         self.writes_out = may_write_out and _try_packed(model, scorer, writes_out=True)
         if can_capture and not self.captures:
             logger.warning("Its steps of sampling are launched kernel by kernel (same results, more time).")
@@ -83,17 +85,21 @@ class Engine:
             num_completions: G, of each prompt.
             sampling: how.
             uniforms: (P * G, max_new_tokens) in [0, 1), from the function of that name.
-            autocast: entered for the time; the trainer's, where it trains in mixed precision.
+            autocast: entered for the time; that of training, where it is in mixed precision. Weights are cast once.
         """
         assert all(len(prompt) for prompt in prompts), "a prompt without tokens"
         assert uniforms.shape == (len(prompts) * num_completions, sampling.max_new_tokens)
         model = _steppable(model)
         device = next(model.parameters()).device
         record = Record(prompts, num_completions, sampling, uniforms, device)
-        with autocast or contextlib.nullcontext(), _evaluating(model), as_written(model):
+        with autocast or contextlib.nullcontext(), _evaluating(model), as_written(model), _casts_kept(model):
             if self.packed:
                 captures = self.captures and device.type in _CAPTURING
-                could = _generate_packed(model, prompts, num_completions, record, device, captures, self.writes_out)
+                writes_out = self.writes_out and not captures and device.type == "cpu"
+                is_first, self._has_captured = not self._has_captured, self._has_captured or captures
+                could = _generate_packed(
+                    model, prompts, num_completions, record, device, captures, writes_out, is_first
+                )
                 self.captures = self.captures and could  # what was refused once is not tried again
             else:
                 generate_padded(_bare(model), prompts, num_completions, record)
@@ -108,6 +114,7 @@ def _generate_packed(
     device: torch.device,
     captures: bool = False,
     writes_out: bool = False,
+    is_first: bool = False,
 ) -> bool:
     """Draws completions into the record; returns whether its steps could be captured, where that was wanted."""
     lengths = [len(prompt) for prompt in prompts]
@@ -119,6 +126,8 @@ def _generate_packed(
         positions = torch.tensor(lengths, device=device).repeat_interleave(num_completions)
         longest = max(lengths) + record.sampling.max_new_tokens
         written = written_out(_bare(model), state, longest) if writes_out else None
+        if written is not None:
+            torch.clear_autocast_cache()  # it has weights of its own
 
         def step(tokens: torch.Tensor, positions: torch.Tensor, numbers: torch.Tensor) -> Drawn:
             state.begin_step()
@@ -133,7 +142,7 @@ def _generate_packed(
             )
             return record.drawn(output.logits[:, -1], numbers)
 
-        captured = Captured(step, lambda: state.columns)
+        captured = Captured(step, lambda: state.columns, is_first)
         run: Callable[..., Any] = captured if captures else step
         while len(going := record.unfinished()):
             if len(going) <= _LEAVE_AT * state.num_rows:
@@ -182,6 +191,19 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def _casts_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Autocast keeps what it has cast of weights that want gradients, and casts others anew in each step: so all do."""
+    frozen = [one for one in model.parameters() if one.dtype == torch.float32 and not one.requires_grad]
+    try:
+        for one in frozen:
+            one.requires_grad_(True)
+        yield
+    finally:
+        for one in frozen:
+            one.requires_grad_(False)
+
+
 def _steppable(model: Any) -> torch.nn.Module:
     """Without what would wait for other ranks, or be compiled again, at each token."""
     while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
@@ -208,7 +230,7 @@ def _try_packed(model: PreTrainedModel, scorer: Scorer, captures: bool = False, 
         torch.no_grad(),
         _evaluating(model),
     ):
-        if not _generate_packed(model, prompts, 2, record, model.device, captures, writes_out):
+        if not _generate_packed(model, prompts, 2, record, model.device, captures, writes_out, is_first=captures):
             return False
         completions = record.completions()
         ids = [ids for i, prompt in enumerate(prompts) for ids in (prompt, *completions.token_ids[2 * i : 2 * i + 2])]

@@ -58,6 +58,7 @@ def generate_padded(
                 pad_token_id=ends[0] if ends else 0,
             ),
             logits_processor=LogitsProcessorList([_Drawn(record)]),
+            synced_gpus=False,  # the model is whole here, and each process has its own number of tokens
         )
     finally:
         model.generation_config = own

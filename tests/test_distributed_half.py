@@ -1,0 +1,68 @@
+"""Weights in shards and products in half precision: what is computed in float32 in one process is so in two."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from equal_steps import logged
+from safetensors.torch import load_file
+from several_commands import launch_ways
+from tiny import run, run_policy, write_base, write_preference, write_prompts
+
+
+
+WAYS = ["multi_gpu", "fsdp1", "fsdp2"]
+STARTS = {"dpo": run, "grpo": run_policy}
+# An evaluation comes last before the model is saved.
+FLAGS = {
+    "dpo": ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--max_steps", "2"],
+    "grpo": ["--beta", "0.1", "--max_steps", "2"],
+}
+
+
+def words(method: str, processes: int) -> list[str]:
+    return ["--bf16", "--per_device_train_batch_size", str(8 // processes), *FLAGS[method]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each method in one process, and in two that share the weights in each way."""
+    folder = tmp_path_factory.mktemp("half")
+    base = write_base(folder / "base")
+    rows = {"dpo": write_preference(folder / "pairs.jsonl", 24), "grpo": write_prompts(folder / "prompts.jsonl", 16)}
+    commands: dict[str | None, list[list[str]]] = {way: [] for way in (None, *WAYS)}
+    for way in commands:
+        for method, start in STARTS.items():
+            to = partial(start, method, base, rows[method], folder / (way or "alone") / method)
+            to(*words(method, 2 if way else 1), starter=commands[way].append)
+    launch_ways(commands, folder, any_precision=True)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_policy_that_has_not_moved_is_its_reference(way: str, folder: Path) -> None:
+    """With log-probs that are rounded to half precision, or summed in it, it would not be."""
+    assert logged(folder / way / "dpo")[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert logged(folder / way / "grpo")[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", STARTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_losses_as_in_one_process(way: str, method: str, folder: Path) -> None:
+    for line, other in zip(logged(folder / "alone" / method), logged(folder / way / method), strict=True):
+        for name in ("loss", "grad_norm", "eval_loss", "rewards/margins", "logps/chosen", "entropy"):
+            if name in line:
+                assert other[name] == pytest.approx(line[name], rel=2e-2, abs=1e-3), (name, line["step"])
+
+
+@pytest.mark.parametrize("method", STARTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_are_saved_as_they_are_trained(way: str, method: str, folder: Path) -> None:
+    """In float32, those of the head and the last norm as well, which FSDP keeps together after an evaluation."""
+    for name, weight in load_file(folder / way / method / "model.safetensors").items():
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, weight.bfloat16().float()), name
