@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from posttrain.batch import NO_PARENT, pack
+from posttrain.batch import NO_PARENT, Segments, pack
 
 
 def test_a_prompt_with_two_completions_and_a_document() -> None:
@@ -31,6 +31,9 @@ def test_a_prompt_with_two_completions_and_a_document() -> None:
     assert cu_queries.tolist() == [0, 3, 5, 6, 9]
     assert cu_keys.tolist() == [0, 3, 8, 12, 15]
     assert key_index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]
+
+    _, cu_keys, key_index = Segments((3, 2), (NO_PARENT, NO_PARENT)).gather_indices(torch.device("cpu"))
+    assert cu_keys.tolist() == [0, 3, 5] and not len(key_index)  # the tokens as they stand
 
     rows = batch.padded()
     assert rows.input_ids.tolist() == [[10, 11, 12, 20, 21], [10, 11, 12, 30, 0], [40, 41, 42, 0, 0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 from several_commands import launch_ways
 from tiny import run, run_policy, write_base, write_preference, write_prompts
 
-
-
-WAYS = ["multi_gpu", "fsdp1", "fsdp2"]
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs pip install -e '.[deepspeed]'")
+PLAIN, ZERO = ["multi_gpu", "fsdp1", "fsdp2"], ["zero2", "zero3"]
+WAYS = [*PLAIN, *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
 STARTS = {"dpo": run, "grpo": run_policy}
 # An evaluation comes last before the model is saved.
 FLAGS = {
@@ -34,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half")
     base = write_base(folder / "base")
     rows = {"dpo": write_preference(folder / "pairs.jsonl", 24), "grpo": write_prompts(folder / "prompts.jsonl", 16)}
-    commands: dict[str | None, list[list[str]]] = {way: [] for way in (None, *WAYS)}
+    commands: dict[str | None, list[list[str]]] = {way: [] for way in (None, *PLAIN, *(ZERO if HAS_DEEPSPEED else []))}
     for way in commands:
         for method, start in STARTS.items():
             to = partial(start, method, base, rows[method], folder / (way or "alone") / method)
@@ -53,7 +55,9 @@ def test_a_policy_that_has_not_moved_is_its_reference(way: str, folder: Path) ->
 @pytest.mark.parametrize("method", STARTS)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_same_losses_as_in_one_process(way: str, method: str, folder: Path) -> None:
-    for line, other in zip(logged(folder / "alone" / method), logged(folder / way / method), strict=True):
+    lines = list(zip(logged(folder / "alone" / method), logged(folder / way / method), strict=True))
+    # DeepSpeed rounds all of a model: another token is drawn now and then.
+    for line, other in lines[:1] if way in ZERO and method == "grpo" else lines:
         for name in ("loss", "grad_norm", "eval_loss", "rewards/margins", "logps/chosen", "entropy"):
             if name in line:
                 assert other[name] == pytest.approx(line[name], rel=2e-2, abs=1e-3), (name, line["step"])
@@ -62,7 +66,10 @@ def test_the_same_losses_as_in_one_process(way: str, method: str, folder: Path) 
 @pytest.mark.parametrize("method", STARTS)
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_are_saved_as_they_are_trained(way: str, method: str, folder: Path) -> None:
-    """In float32, those of the head and the last norm as well, which FSDP keeps together after an evaluation."""
+    """In float32: those of the head and the last norm as well, which FSDP keeps together after an evaluation, and of
+    DeepSpeed those that it trains, not those that it multiplies."""
+    alone = load_file(folder / "alone" / method / "model.safetensors")
     for name, weight in load_file(folder / way / method / "model.safetensors").items():
         assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, alone[name], rtol=0, atol=5e-2, msg=name)  # two steps of 0.01
         assert not torch.equal(weight, weight.bfloat16().float()), name

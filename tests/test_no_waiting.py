@@ -65,7 +65,7 @@ class Copies(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way through the code that a GPU takes; the device without numbers has no autocast."""
-    monkeypatch.setattr(attention, "_takes_varlen", lambda query, dropout: query.device.type == "meta")
+    monkeypatch.setattr(attention, "_takes_varlen", lambda query, *_: query.device.type == "meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
@@ -107,7 +107,7 @@ def batch_of(method: str, off_policy: bool = False) -> PackedBatch:
         more["reference_logprobs"] = numbers
     if method in ("grpo", "rloo"):
         more["advantages"] = torch.tensor([1.0, -1.0, 0.5, -0.5])
-        more["old_logprobs"] = numbers if off_policy else None
+        more["old_logprobs"] = more["sampler_log_ratio"] = numbers if off_policy else None
     if method == "reward":
         more["margins"] = torch.ones(2)
     return PackedBatch(**{name: getattr(batch, name) for name in batch.__dataclass_fields__} | more)

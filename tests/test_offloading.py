@@ -89,6 +89,15 @@ def test_a_block_is_copied_once_and_weights_and_small_ones_stay() -> None:
     assert len(copies.queue) == 4 + 2
 
 
+def test_what_autocast_makes_of_a_weight_stays_as_well() -> None:
+    layer, states = torch.nn.Linear(64, 64, bias=False), torch.randn(32, 64, requires_grad=True)
+    offloading = Offloading(LateCopies(), smallest=0)
+    with offloading, torch.autocast("cpu", torch.bfloat16):
+        loss = layer(states).sum()
+    assert offloading.moved == 2 * states.numel()  # in bfloat16, for the gradient of the weight
+    loss.backward()
+
+
 def test_blocks_that_take_the_place_of_others_are_not_taken_for_them() -> None:
     """The allocator gives a block's memory to the next one of its size, under the same number."""
     x = torch.randn(4096, requires_grad=True)

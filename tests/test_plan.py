@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from planned_models import QWEN2_05B, activations_counted_once, planned, write_config, write_known
 from tiny import write_rows
 
 from posttrain.config import parse_command_line
 from posttrain.planning.batches import Load, steps_of_rows
+from posttrain.planning.devices import device_of
 from posttrain.planning.generations import steps_of_prompts
 from posttrain.planning.lengths import RowLengths, rows_of
 from posttrain.planning.memory import Setting, memory_of, optimizer_numbers
@@ -301,3 +304,32 @@ def test_operations_of_a_step(folder: Path) -> None:
     assert work_of(shape, setting(), LOAD).training == 3 * products + 3.5 * attention
     twice = work_of(shape, setting(recomputed=True, micro_batches=2), LOAD)
     assert twice.training == 2 * (4 * products + 4.5 * attention)
+
+
+@pytest.mark.parametrize(
+    ("name", "speed_of"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40gb"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a10"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("Tesla V100-SXM2-16GB", "v100-16gb"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_that_its_driver_gives(
+    name: str, speed_of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    about = SimpleNamespace(name=name, total_memory=2**34)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    config = parse_command_line("sft", ["--model_name_or_path", "model", "--dataset_name", "rows"])[0]
+    found = device_of(config)
+    assert found.name == name and found.memory == 2**34
+    assert found.bandwidth == device_of(config, speed_of).bandwidth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,19 @@ def test_the_graph_of_a_captured_step_has_memory_of_its_own() -> None:
 
     assert captured(True, on_gpu=True) == [3 * 4 * 8 * 5 + 8 * 9 * 4]
     assert captured(False, on_gpu=True) == captured(True, on_gpu=False) == []
+
+
+def test_weights_are_cast_once_to_sample_with_on_a_gpu() -> None:
+    sampling = Sampling(completions=8, prompts=1, prompt=10, longest=20, expected=20)
+
+    def cast(number: int, **changes: Any) -> list[float]:
+        shape = dataclasses.replace(SHAPE, number=number, weight_bytes=1000)
+        setting = dataclasses.replace(SETTING, **changes)
+        parts = memory_of(shape, setting, LOAD, sampling=sampling).phases["sampling"]
+        return [part.bytes for part in parts if part.name == "weights in half precision"]
+
+    assert cast(4, on_gpu=True, half=True) == [500]
+    assert cast(2, on_gpu=True, half=True) == cast(4, on_gpu=True, half=False) == cast(4, on_gpu=False, half=True) == []
 
 
 def test_products_that_a_cpu_compiles_are_kept_up_to_a_number() -> None:

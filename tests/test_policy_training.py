@@ -12,6 +12,8 @@ import pytest
 import torch
 from tiny import curve, run, run_policy, sums, write_base, write_prompts, write_rows
 
+from posttrain.rollout.written_out import written_out
+
 METHODS = ["grpo", "rloo"]
 NAMES = ["loss", "grad_norm", "reward", "completions/mean_length", "entropy", "num_tokens"]
 
@@ -249,6 +251,23 @@ def test_in_mixed_precision_policy_and_reference_are_rounded_alike(base: Path, p
     extra = ["--beta", "0.1", "--bf16", "true", "--max_steps", "1"]
     state = run_policy("rloo", base, prompts, tmp_path / "out", *extra)
     assert curve(state, "kl") == [[pytest.approx(0, abs=1e-6)]]
+
+
+def test_in_mixed_precision_completions_are_sampled_in_it(
+    base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[torch.dtype] = []
+
+    def noted(*args: Any) -> Any:
+        written = written_out(*args)
+        assert written is not None
+        kinds.append(written._head._kind)
+        return written
+
+    monkeypatch.setattr("posttrain.training._what_a_cpu_lacks", lambda config: {})
+    monkeypatch.setattr("posttrain.rollout.engine.written_out", noted)
+    run_policy("grpo", base, prompts, tmp_path / "out", "--bf16", "--max_steps", "1")
+    assert kinds == [torch.float32, torch.bfloat16]  # the trial, and the generation
 
 
 def test_evaluation_has_settings_of_its_own(base: Path, prompts: Path, tmp_path: Path) -> None:

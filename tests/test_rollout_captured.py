@@ -142,6 +142,32 @@ def test_what_a_trial_refuses_or_finds_wrong_is_not_captured(
     assert not graphs
 
 
+def test_a_model_that_comes_onto_the_gpu_later_is_captured_there(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under FSDP and DeepSpeed, where it is tried on the CPU."""
+    monkeypatch.setattr(engine_module, "_CAPTURING", set())
+    model, _, engine = parts("qwen2")
+    assert not graphs
+    monkeypatch.setattr(engine_module, "_CAPTURING", {"cpu"})
+    assert_same_tokens(*both(model, engine))
+    assert graphs
+
+
+def test_what_waits_at_the_first_call_is_not_captured(graphs: list[Graph]) -> None:
+    calls = []
+
+    def step(one: torch.Tensor) -> tuple[torch.Tensor]:
+        calls.append(len(one))
+        if len(calls) == 1:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return (one * 2,)
+
+    run = Captured(step, lambda: 1, is_first=True)
+    assert [run(torch.ones(1))[0].item() for _ in range(3)] == [2.0] * 3
+    assert run.refused and not graphs and len(calls) == 4
+
+
 def test_the_first_call_runs_the_second_is_captured_others_are_replayed(graphs: list[Graph]) -> None:
     calls = []
 

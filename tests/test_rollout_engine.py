@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB, make
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from posttrain.batch import NO_PARENT, PackedBatch, pack
@@ -240,6 +242,33 @@ def test_in_half_precision(family: str) -> None:
     completions = sample(half, half_engine)
     error = np.abs(np.concatenate(completions.logprobs) - fresh_logprobs(half, half_scorer, completions))
     assert error.mean() < 0.05
+
+
+class Casts(TorchDispatchMode):
+    """Counts tensors of two dimensions that are cast to half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_weights: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].ndim == 2 and kwargs.get("dtype") == torch.bfloat16:
+            self.of_weights[args[0].data_ptr()] += 1
+        return func(*args, **kwargs)
+
+
+def test_weights_are_cast_once_whether_they_are_trained_or_not() -> None:
+    model, _, engine = parts("qwen2")
+    engine.writes_out = False
+    frozen = model.model.layers[0].requires_grad_(False)
+    how = sampling()
+    numbers, half = uniforms(5, range(len(PROMPTS) * G), how.max_new_tokens), torch.autocast("cpu", torch.bfloat16)
+    with Casts() as casts:
+        engine.generate(model, PROMPTS, G, how, numbers, half)
+    weights = {m.weight.data_ptr() for m in model.modules() if isinstance(m, nn.Linear)}
+    assert {where: count for where, count in casts.of_weights.items() if where in weights} == dict.fromkeys(weights, 1)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3, sliding window"])

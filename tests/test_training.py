@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import curve, run, write_base, write_preference, write_sft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrain import training
 from posttrain.provenance import deterministic
 from posttrain.reference import Reference
 
@@ -95,6 +98,28 @@ def test_a_run_goes_on_from_a_checkpoint(method: str, base: Path, tmp_path: Path
     assert curve(resumed, "loss", "grad_norm", "num_tokens") == curve(whole, "loss", "grad_norm", "num_tokens")
     weights = [(tmp_path / side / "model.safetensors").read_bytes() for side in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_full_determinism_begins_before_anything_is_multiplied(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuBLAS looks at its variable once, at the first product, which is that of a trial."""
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # put back as it was
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    seen = []
+
+    def noted(*args: Any) -> Any:
+        seen.append((os.environ["CUBLAS_WORKSPACE_CONFIG"], torch.are_deterministic_algorithms_enabled()))
+        return load(*args)
+
+    load = training._load
+    monkeypatch.setattr(training, "_load", noted)
+    try:
+        run("sft", base, write_sft(tmp_path / "rows.jsonl"), tmp_path / "out", "--full_determinism", "--max_steps", "1")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [(":16:8", True)]
 
 
 def test_what_a_run_leaves(base: Path, tmp_path: Path) -> None:

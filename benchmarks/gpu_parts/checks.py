@@ -102,15 +102,32 @@ def logprobs_check(device: str, setting: Setting) -> dict[str, Any]:
 
 
 def engine_check(device: str, setting: Setting) -> dict[str, Any]:
-    """Log-probs that the engine tells of what it has drawn, against those of a forward pass over it."""
+    """Log-probs that the engine tells of what it has drawn, against those of a forward pass over it: with weights in
+    bfloat16 on a GPU, and with weights in float32 whose products are in bfloat16, as training has them by default.
+
+    Raises:
+        AssertionError: they differ, or on a GPU the model is not sampled by segments and in captured graphs.
+    """
+    half = torch.autocast(device, torch.bfloat16)
+    if device != "cuda":
+        return _engine_check(device, setting, torch.float32, None, "")
+    return _engine_check(device, setting, torch.bfloat16, None, "bfloat16: ") | _engine_check(
+        device, setting, torch.float32, half, "float32, products in bfloat16: "
+    )
+
+
+def _engine_check(device: str, setting: Setting, dtype: torch.dtype, autocast: Any, title: str) -> dict[str, Any]:
     small = dataclasses.replace(setting, num_layers=min(4, setting.num_layers))
-    model = make_model(small, device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    model = make_model(small, device, dtype).eval()
     scorer = Scorer(model)
     engine = Engine(model, scorer)
     draw = np.random.default_rng(0)
     prompts = [draw.integers(3, setting.vocabulary, length) for length in (37, 5, 61)]
     new, group = min(48, setting.new_tokens), 4
-    completions = engine.generate(model, prompts, group, Sampling(new, (7,)), uniforms(0, range(3 * group), new))
+    numbers = uniforms(0, range(3 * group), new)
+    completions = engine.generate(model, prompts, group, Sampling(new, (7,)), numbers, autocast)
+    assert device != "cuda" or engine.packed, f"{title}not sampled by segments"
+    assert device != "cuda" or engine.captures, f"{title}captured graphs were refused"
     ids, masks, parents = [], [], []
     for index, prompt in enumerate(prompts):
         parent = len(ids)
@@ -118,15 +135,15 @@ def engine_check(device: str, setting: Setting) -> dict[str, Any]:
         ids += [prompt, *own_ids]
         masks += [np.zeros(len(prompt), np.int8), *(np.ones(len(one), np.int8) for one in own_ids)]
         parents += [NO_PARENT, *[parent] * group]
-    with torch.no_grad():
-        told = scorer(model, pack(ids, masks, parents, 3).to(device)).logprobs.cpu()
+    with torch.no_grad(), autocast or contextlib.nullcontext():
+        told = scorer(model, pack(ids, masks, parents, 3).to(device)).logprobs.float().cpu()
     drawn = torch.from_numpy(np.concatenate(completions.logprobs))
     found = {
-        "largest difference": float((told - drawn).abs().max()),
-        "mean difference": float((told - drawn).abs().mean()),
+        f"{title}largest difference": float((told - drawn).abs().max()),
+        f"{title}mean difference": float((told - drawn).abs().mean()),
     }
     limits = (0.5, 0.03) if device == "cuda" else (1e-4, 1e-5)
-    return {"packed": engine.packed} | held_to(dict(zip(found, limits, strict=True)), found)
+    return held_to(dict(zip(found, limits, strict=True)), found)
 
 
 def documents(setting: Setting, count: int) -> PackedBatch:

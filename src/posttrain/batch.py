@@ -23,8 +23,8 @@ import torch
 NO_PARENT = -1
 
 
-# No dataclass: FSDP makes others of those at each of its units, with their tensors in its type of products, so that what
-# is held for all layers would be rounded, and made in each.
+# No dataclass: FSDP makes others of those at each of its units, with their tensors in its type of products, so that
+# what is held for all layers would be rounded, and made in each.
 class Segments:
     """How a row of T tokens is cut up, in the form that attention needs. Knows nothing of token ids. Not changed once
     made; two of the same lengths and parents are equal.
@@ -94,13 +94,14 @@ class Segments:
         of the row its keys are.
 
         Returns:
-            cu_queries (S + 1,) int32, cu_keys (S + 1,) int32, key_index (sum of key_lengths,) int64.
+            cu_queries (S + 1,) int32, cu_keys (S + 1,) int32, key_index (sum of key_lengths,) int64; without parents,
+            where keys are the row's tokens in their order, an empty one.
         """
         key = str(device)
         if key not in self._indices:
             starts = np.concatenate([[0], np.cumsum(self.lengths)])
-            pieces = []
-            for index, parent in enumerate(self.parents):
+            pieces = [np.arange(0)]
+            for index, parent in enumerate(self.parents if self.has_parents else ()):
                 if parent != NO_PARENT:
                     pieces.append(np.arange(starts[parent], starts[parent + 1]))
                 pieces.append(np.arange(starts[index], starts[index + 1]))

@@ -14,9 +14,9 @@ from posttrain.counts import Counts
 from posttrain.losses import Loss
 
 
-def peak_memory_mib() -> float:
-    """The largest memory that this process has held: on the GPU where there is one, resident memory elsewhere."""
-    if torch.cuda.is_available():
+def peak_memory_mib(device: torch.device) -> float:
+    """The largest memory that this process has held: on the GPU where it trains on one, else resident memory."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -81,7 +81,7 @@ class LogTrainer(CheckpointTrainer):
             self._all_tokens, self._all_seconds = self._all_tokens + tokens, self._all_seconds + seconds
             steps = self.state.global_step - self._step_of_last_log
             logs["step_time"], self._step_of_last_log = seconds / max(1, steps), self.state.global_step
-            logs["peak_memory_mib"] = peak_memory_mib()
+            logs["peak_memory_mib"] = peak_memory_mib(self.args.device)
             self.tokens_since_log, self._clock = 0.0, time.perf_counter()
         super().log(logs, start_time)
 

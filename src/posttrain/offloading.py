@@ -184,6 +184,11 @@ class _View:
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:
-    """A parameter or a view of one, or of the kinds that FSDP spreads over processes."""
-    base = tensor._base if tensor._is_view() else tensor
-    return isinstance(base, torch.nn.Parameter) or type(tensor) is not torch.Tensor
+    """A parameter or a view of one, what autocast has made of one, or of the kinds that FSDP spreads over processes."""
+    base: Any = tensor._base if tensor._is_view() else tensor
+    if isinstance(base, torch.nn.Parameter) or type(tensor) is not torch.Tensor:
+        return True
+    if base.grad_fn is None or base.grad_fn.name() != "ToCopyBackward0":
+        return False
+    ((of, _),) = base.grad_fn.next_functions
+    return isinstance(getattr(of, "variable", None), torch.nn.Parameter)

@@ -184,11 +184,13 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_parameters(model: nn.Module, as_trained: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of every parameter in one piece, layer by layer; called, and read to the end, by all processes.
 
     Args:
         model: wrapped by FSDP or DeepSpeed, or whole.
+        as_trained: the weights in float32 that DeepSpeed trains in mixed precision, in place of what it makes of them
+            for products.
     """
     units = {name: module for name, module in model.named_modules() if isinstance(module, FullyShardedDataParallel)}
     for module in model.modules():
@@ -196,6 +198,9 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             module.reshard()  # after a pass without gradients the last one is whole, in its type of products
     if not units:
         for name, parameter in model.named_parameters():
+            if as_trained and (trained := _trained_by_deepspeed(parameter)) is not None:
+                yield _plain(name), trained
+                continue
             with _gathered(parameter):
                 yield _plain(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.data
     for prefix, unit in units.items():
@@ -216,7 +221,7 @@ def whole_state_dict(model: nn.Module, like: nn.Module | None) -> dict[str, torc
     """
     state = {}
     types = {} if like is None else {name: parameter.dtype for name, parameter in like.named_parameters()}
-    for name, whole in whole_parameters(model):
+    for name, whole in whole_parameters(model, as_trained=True):
         if like is not None:
             state[name] = whole.detach().to("cpu", types[name], copy=True)
     if like is not None:
@@ -246,6 +251,17 @@ def _gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter])
+
+
+def _trained_by_deepspeed(parameter: nn.Parameter) -> torch.Tensor | None:
+    """The weight in float32, in one piece, that a parameter in half precision is rounded from."""
+    is_trained = any(hasattr(parameter, name) for name in ("_z3_optimizer", "_hp_mapping"))
+    if not is_trained or parameter.dtype == torch.float32 or not parameter.requires_grad:
+        return None
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    trained: torch.Tensor | None = safe_get_full_fp32_param(parameter)
+    return trained
 
 
 def _plain(name: str) -> str:

@@ -131,6 +131,8 @@ class PostTrainer(LogTrainer, HubTrainer, FiniteTrainer, PackedTrainer, ShardedT
         return is_stored and not self.method.makes_batches and self.args.device.type in READING_AHEAD
 
     def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
+        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+            inputs = inputs.pin_memory()  # generations and streamed rows come from no loader that does
         return self.method.complete(inputs.to(self.args.device, non_blocking=True), self.model_wrapped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
+from transformers.trainer_utils import enable_full_determinism
 
 from posttrain.adapters import add_adapter, check_adapter
 from posttrain.arguments import checked_arguments
@@ -108,7 +109,10 @@ def _build_and_train(
 ) -> dict[str, float]:
     config = method.config
     datasets = [data.dataset for data in (train, evaluation) if data is not None]
-    transformers.set_seed(arguments.seed)
+    if arguments.full_determinism:
+        enable_full_determinism(arguments.seed)  # before the first product: cuBLAS looks once what it may do
+    else:
+        transformers.set_seed(arguments.seed)
     try:
         with read_whole(arguments):
             model = _load(method, tokenizer, arguments)
@@ -236,7 +240,7 @@ def _train(
     metrics.update({f"data/{name}": float(count) for name, count in counts.items()})
     save(config, trainer, metrics, checkpoint)
     if arguments.process_index == 0:
-        tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(), clock)
+        tell_outcome(planned, Path(arguments.output_dir), peak_memory_mib(arguments.device), clock)
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,8 @@ def device_of(config: CommonConfig, gpu: str | None = None, gib: float | None = 
 
 def _key_of(name: str) -> str | None:
     """The key of GPUS that a driver's name of a GPU goes with."""
-    plain = name.lower().replace(" ", "").replace("-", "")
-    found = [key for key in GPUS if key.partition("-")[0] in plain]
-    exact = [key for key in found if key.replace("-", "") in plain]
+    words = re.sub(r"rtx (?=\d)", "rtx", re.sub(r"[^a-z0-9]+", " ", name.lower()))
+    # As words: an A100 is no A10, and an L40S no L4. A10G and GH200 are near enough.
+    found = [key for key in GPUS if re.search(rf"\bg?{key.partition('-')[0]}g?\b", words)]
+    exact = [key for key in found if key.partition("-")[2] in words.split()]
     return next(iter(exact or found), None)

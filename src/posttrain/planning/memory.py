@@ -273,6 +273,8 @@ def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Pa
         # The graph's memory is its own: what the step that was not captured has taken is of no use to it.
         captured = logits + one.completions * of_layer
         yield Part("a captured step", captured, "logits and a layer once more, which its graph holds")
+    if setting.on_gpu and setting.half and shape.number > 2:
+        yield Part("weights in half precision", shape.weight_bytes // 2, "cast once, to sample with, and given back")
     if "weights" in setting.sharded:
         yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process, and given back")
     if not setting.on_gpu and shape.laid_out:

@@ -8,12 +8,16 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config import CommonConfig
 from posttrain.errors import report_mistakes
 from posttrain.launch import train
 from posttrain.planning.options import parse_run
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
 
 
 def main() -> int:
@@ -75,11 +79,11 @@ def _run(config: CommonConfig, request: dict[str, Any]) -> None:
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             self.began = time.time()
 
-        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        def on_train_end(self, args: TrainingArguments, *more: Any, **kwargs: Any) -> None:
             if os.environ.get("RANK", "0") == "0":
                 start = self.began - request["began"]
                 found = {"seconds": clock.seconds, "of_processor": clock.of_processor, "loads": loads}
-                found |= {"peak": _peak(), "start": start}
+                found |= {"peak": _peak(args.device), "start": start}
                 Path(request["result"]).write_text(json.dumps(found), encoding="utf-8")
 
     class Probed(base):
@@ -114,19 +118,17 @@ def _load(batch: Any) -> dict[str, float]:
     }
 
 
-def _peak() -> float:
-    """Bytes that this process has held at most. Linux counts what the process held that started this one as its own,
-    but for this line of its status."""
-    import torch
-
+def _peak(device: torch.device) -> float:
+    """Bytes that this process has held at most on its device. Linux counts what the process held that started this one
+    as its own, but for this line of its status."""
     from posttrain.log_line import peak_memory_mib
 
     status = Path("/proc/self/status")
-    if not torch.cuda.is_available() and status.is_file():
+    if device.type == "cpu" and status.is_file():
         line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
         if line is not None:
             return int(line.split()[1]) * 1024.0
-    return peak_memory_mib() * 2**20
+    return peak_memory_mib(device) * 2**20
 
 
 if __name__ == "__main__":
