@@ -55,9 +55,9 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
 
 
 def mixed_precision_of_fsdp(version: int, kind: torch.dtype) -> MixedPrecision | MixedPrecisionPolicy:
-    """Products in half precision and the rest in float32, as autocast has it in one process: what a model gives
-    (log-probs), its buffers (the frequencies of rotary embeddings, multiplied by positions in the thousands), and sums
-    of gradients over processes.
+    """A pass with weights in half precision, and in float32 what must not be rounded: what a model gives (log-probs),
+    its buffers (the frequencies of rotary embeddings, multiplied by positions in the thousands), and sums of gradients
+    over processes.
 
     Args:
         version: of FSDP, 1 or 2.

@@ -54,7 +54,7 @@ class Engine:
         can_capture = self.packed and model.device.type in _CAPTURING
         # A step as a graph. A model that will be spread over GPUs is here still on the CPU: tried when it is sampled.
         self.captures = self.packed and (not can_capture or _try_packed(model, scorer, captures=True))
-        self._has_captured = can_capture
+        self._has_captured = False  # with the precision of training, in which it is not tried here
         may_write_out = self.packed and model.device.type == "cpu"
         self.writes_out = may_write_out and _try_packed(model, scorer, writes_out=True)
         if can_capture and not self.captures:
