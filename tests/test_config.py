@@ -181,6 +181,8 @@ def test_several_losses_with_weights() -> None:
         ("sft", "--load_in_4bit", "add use_peft"),
         ("sft", "--load_in_4bit --load_in_8bit --use_peft", "load_in_4bit and load_in_8bit exclude each other"),
         ("sft", "--fp16 --bf16", "fp16 and bf16 exclude each other"),
+        ("sft", "--fp16 --dtype float16", "fp16 scales the gradients of weights in float32"),
+        ("sft", "--torch_compile --recompute elementwise", "recompute elementwise keeps products"),
         ("sft", "--packing --max_length none", "packing fills rows of max_length tokens"),
         ("sft", "--load_best_model_at_end", "load_best_model_at_end needs evaluations; set eval_strategy"),
         ("sft", "--load_best_model_at_end --eval_strategy epoch", "needs save_strategy epoch (as eval"),

@@ -222,6 +222,8 @@ def test_seeds_are_of_the_completion_and_settings_are_all_said() -> None:
         ),
         ("--use_vllm --vllm_mode server --vllm_server_host a?b", "vllm_server_host: 'http://a?b:8000' is no address"),
         ("--use_vllm --load_in_8bit --use_peft", "whole weights, which load_in_8bit does not keep"),
+        ("--use_vllm --top_p 0", "top_p is 0, which vLLM does not take"),
+        ("--use_vllm --eval_repetition_penalty 0", "eval_repetition_penalty is 0, which vLLM does not take"),
         ("--use_vllm --vllm_max_model_length 512", "leaves no room for a prompt before max_completion_length 512"),
         ("--use_vllm --vllm_tensor_parallel_size 2", "is for a server: start it with --tensor-parallel-size"),
         ("--vllm_importance_sampling_cap 2 --vllm_importance_sampling_clip_max 3", "one thing under two names"),

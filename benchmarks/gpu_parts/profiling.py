@@ -42,6 +42,8 @@ def busy_time(events: Iterable[Event]) -> int:
 def kind_of(name: str) -> str:
     """What a kernel does, by its name."""
     lower = name.lower()
+    if lower.startswith("triton_"):  # named after all that has been fused into it
+        return OTHER
     return next((kind for kind, parts in KINDS.items() if any(part in lower for part in parts)), OTHER)
 
 
@@ -72,7 +74,7 @@ def summary(profiler: Any) -> dict[str, Any]:
         profiler: torch's, when it has ended.
     """
     found = list(profiler.profiler.kineto_results.events())
-    on_gpu = [event for event in found if event.device_type() == DeviceType.CUDA]
+    on_gpu = [event for event in found if event.device_type() == DeviceType.CUDA and not event.is_user_annotation()]
     events = [Event(event.start_ns(), event.duration_ns(), event.name()) for event in on_gpu or found]
     # What a user has named, or a whole graph, spans other events.
     events = [event for event in events if event.duration and not event.name.startswith(("ProfilerStep", "## "))]

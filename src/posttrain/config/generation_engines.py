@@ -90,6 +90,10 @@ def engine_problems(config: "PolicyConfig") -> Iterator[str]:
     if config.load_in_4bit or config.load_in_8bit:
         name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
         yield f"use_vllm gets whole weights, which {name} does not keep; leave out one of the two"
+    for name in ("top_p", "repetition_penalty"):
+        for own in (name, f"eval_{name}"):
+            if getattr(config, own) == 0:
+                yield f"{own} is 0, which vLLM does not take; leave it out, or give a number above 0"
     if config.uses_vllm_server:
         yield from _server_problems(config)
         return

@@ -30,6 +30,8 @@ def training_problems(config: CommonConfig) -> Iterator[str]:
     evaluates = config.eval_strategy not in (None, "no")
     if config.fp16 and config.bf16:
         yield "fp16 and bf16 exclude each other; give one of them"
+    if config.fp16 and config.dtype == "float16" and not config.use_peft:
+        yield "fp16 scales the gradients of weights in float32, and dtype is float16; leave out dtype"
     if config.fp16_full_eval and config.bf16_full_eval:
         yield "fp16_full_eval and bf16_full_eval exclude each other; give one of them"
     if config.label_smoothing_factor:
@@ -70,6 +72,8 @@ def _checkpointing_problems(config: CommonConfig) -> Iterator[str]:
     if new and not has_new_checkpointing():
         wanted = ".".join(map(str, NEW_CHECKPOINTING_SINCE))
         yield f"gradient_checkpointing_kwargs: {', '.join(new)} needs transformers {wanted} or newer; leave it out"
+    if config.recompute == "elementwise" and config.compiles:
+        yield "recompute elementwise keeps products, which torch_compile hides from it; take all_but_attention"
     if given.get("offload") and config.recompute != "layers":
         yield f"gradient_checkpointing_kwargs: offload leaves on the GPU what recompute {config.recompute} keeps"
     if config.recompute == "layers":

@@ -43,6 +43,14 @@ class GRPO(PolicyMethod):
         self.correction = CorrectionOptions(
             config.vllm_importance_sampling_mode, config.vllm_largest_weight, config.vllm_importance_sampling_clip_min
         )
+        cuts = [name for name, is_cut in _cuts(config).items() if is_cut]
+        if self.corrects_sampler and cuts and self.correction.is_of_sequences:
+            logger.warning(
+                "--%s: vLLM draws from what is left of the distribution; the correction's weight of a completion is the "
+                "product over all of its tokens of how much that is, soon next to nothing: "
+                "--vllm_importance_sampling_mode token_truncate, or --no_vllm_importance_sampling_correction",
+                " --".join(cuts),
+            )
         self.entropy_coef = config.entropy_coef
         self.last_entropy: float | None = None
         self._entropy = torch.zeros(2)  # sum and number of tokens of the step under way
@@ -137,3 +145,14 @@ class _AdaptEntropy(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.method.adapt_entropy()
+
+
+def _cuts(config: GRPOConfig) -> dict[str, bool]:
+    """Flags under which completions are not drawn from the whole distribution."""
+    return {
+        "top_p": config.top_p < 1,
+        "top_k": config.top_k > 0,
+        "min_p": bool(config.min_p),
+        "repetition_penalty": config.repetition_penalty != 1,
+        "vllm_structured_outputs_regex": config.vllm_structured_outputs_regex is not None,
+    }

@@ -103,7 +103,7 @@ class SampledMethod(Method):
         self.accumulation = arguments.gradient_accumulation_steps
         self.server = check_engine(config)
         own_room = config.vllm_max_model_length if config.use_vllm else None
-        check_room(config, datasets, own_room if self.server is None else self.server.longest)
+        self._longest = check_room(config, datasets, own_room if self.server is None else self.server.longest)
         needs = required_columns(config)  # again here, for data of the hub
         for dataset in datasets:
             is_stream = isinstance(dataset, Stream)
@@ -118,7 +118,7 @@ class SampledMethod(Method):
     def setup(
         self, model: PreTrainedModel, scorer: Any, datasets: Sequence[Dataset], arguments: TrainingArguments
     ) -> list[Dataset]:
-        self.engine = make_engine(self.config, model, self.scorer, arguments)
+        self.engine = make_engine(self.config, model, self.scorer, arguments, self._longest)
         self.rewards: Rewards = build_rewards(self.config, arguments.device)
         self.observer = Observer(self.config, self.rewards, self.tokenizer)
         return list(datasets)

@@ -58,7 +58,11 @@ def check_engine(config: PolicyConfig) -> ServerFacts | None:
 
 
 def make_engine(
-    config: PolicyConfig, model: PreTrainedModel, scorer: Scorer, arguments: TrainingArguments
+    config: PolicyConfig,
+    model: PreTrainedModel,
+    scorer: Scorer,
+    arguments: TrainingArguments,
+    longest: int | None = None,
 ) -> Engine | VLLMEngine:
     """The engine of a run. Made once, after the scorer and before the model is wrapped or adapted.
 
@@ -67,11 +71,14 @@ def make_engine(
         model: the policy.
         scorer: of it.
         arguments: of the run.
+        longest: tokens of the longest prompt and completion; None: not known.
     """
     if not config.use_vllm:
         return Engine(model, scorer)
     is_served = config.uses_vllm_server
-    backend = make_server(config, arguments.process_index) if is_served else VLLMInProcess(config, model, arguments)
+    if is_served:
+        return VLLMEngine(make_server(config, arguments.process_index), config.vllm_structured_outputs_regex)
+    backend = VLLMInProcess(config, model, arguments, longest)
     return VLLMEngine(backend, config.vllm_structured_outputs_regex)
 
 

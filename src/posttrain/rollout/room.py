@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def check_room(config: PolicyConfig, datasets: Sequence[Dataset], served: int | None = None) -> None:
+def check_room(config: PolicyConfig, datasets: Sequence[Dataset], served: int | None = None) -> int | None:
     """Compare the longest prompt and completion with the positions that the model knows; reads its config alone.
 
     Args:
         config: of the run.
         datasets: tokenised prompts, to train and perhaps to evaluate on.
         served: positions that vLLM has room for, where it samples.
+
+    Returns:
+        Tokens of the longest prompt and completion; None: not known of streamed prompts.
 
     Raises:
         UserError: they do not fit.
@@ -32,12 +35,16 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset], served: int | 
     if served is not None and (room is None or served < room):
         flag = "--max-model-len of the server" if config.uses_vllm_server else "--vllm_max_model_length"
         room, who = served, f"vLLM ({flag})"
+    needed: list[int | None] = []
     for dataset, in_evaluation in zip(datasets, (False, True), strict=False):
         if isinstance(dataset, Stream):
             _limit_prompts(config, dataset, room, who)
+            most = config.max_prompt_tokens
+            needed.append(None if most is None else most + config.max_completion_length)
             continue
         longest = pc.max(pc.list_value_length(dataset.data.column("prompt_ids"))).as_py()
         completion = config.setting("max_completion_length", in_evaluation)
+        needed.append(longest + completion)
         if room is not None and longest + completion > room:
             own = in_evaluation and config.eval_max_completion_length is not None
             flag = "eval_max_completion_length" if own else "max_completion_length"
@@ -49,6 +56,8 @@ def check_room(config: PolicyConfig, datasets: Sequence[Dataset], served: int | 
                 + (f"lower --{flag}{shorter}" if left > 0 else f"give --{flag} {max(1, room - longest)} at most"),
                 "troubleshooting.md#generation",
             )
+    known = [one for one in needed if one is not None]
+    return max(known) if known and len(known) == len(needed) else None
 
 
 def _limit_prompts(config: PolicyConfig, stream: Stream, room: int | None, who: str) -> None:

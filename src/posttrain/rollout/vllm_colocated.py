@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from posttrain.config.paths import adapter_base
 from posttrain.errors import EngineLost, UserError, install
+from posttrain.reference import mixed_precision
 from posttrain.rollout.sampling import Sampling
 from posttrain.rollout.vllm_engine import Drawn, parameters
 
@@ -42,13 +44,16 @@ class VLLMInProcess:
 
     Args:
         config: of the run.
-        model: the policy, whose type of numbers vLLM takes.
+        model: the policy. vLLM computes in the type of its products, in mixed precision not that of its weights.
         arguments: of the run.
+        longest: tokens of the longest prompt and completion; None: not known.
     """
 
     loads_everywhere = True
 
-    def __init__(self, config: PolicyConfig, model: PreTrainedModel, arguments: TrainingArguments) -> None:
+    def __init__(
+        self, config: PolicyConfig, model: PreTrainedModel, arguments: TrainingArguments, longest: int | None = None
+    ) -> None:
         # Weights are handed over in this process, and not to another one.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         import vllm
@@ -57,16 +62,19 @@ class VLLMInProcess:
         # Several processes have a group already, of which each takes a part of its own.
         launched = {"distributed_executor_backend": "external_launcher"} if arguments.world_size > 1 else {}
         base = adapter_base(str(config.model_name_or_path))  # adapters come merged
+        # It has to have room in its cache for one row of so many tokens; by itself, for all that the model knows.
+        room = config.vllm_max_model_length or longest
+        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
         try:
             self._llm = vllm.LLM(
                 model=base or config.model_name_or_path,
                 revision=None if base else config.model_revision,
                 trust_remote_code=config.trust_remote_code,
-                dtype=str(model.dtype).removeprefix("torch."),
+                dtype=str(mixed_precision(arguments) or model.dtype).removeprefix("torch."),
                 model_impl=config.vllm_model_impl,
                 enable_sleep_mode=config.vllm_enable_sleep_mode,
                 gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-                max_model_len=config.vllm_max_model_length,
+                max_model_len=room,
                 enable_prefix_caching=True,
                 logprobs_mode="processed_logprobs",
                 seed=arguments.seed,
@@ -74,13 +82,16 @@ class VLLMInProcess:
             )
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise UserError(f"vLLM cannot be started in this process: {error}", PAGE) from error
+        finally:  # it sets both for the whole process
+            torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
         self._may_sleep = config.vllm_enable_sleep_mode
         self._sleep()
 
     def load(self, folder: Path, version: str) -> None:
         """Reads the weights of a folder into vLLM."""
-        self._wake()
         try:
+            self._wake()
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             self._llm.reset_prefix_cache()
         except Exception as error:
@@ -97,12 +108,17 @@ class VLLMInProcess:
         regex: str | None = None,
     ) -> list[Drawn]:
         """A completion of each prompt."""
-        self._wake()
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        how = [self._vllm.SamplingParams(**_parameters(sampling, seed, regex)) for seed in seeds]
-        drawn = [_drawn(output.outputs[0]) for output in self._llm.generate(asked, how, use_tqdm=False)]
+        try:
+            self._wake()
+            how = [self._vllm.SamplingParams(**_parameters(sampling, seed, regex)) for seed in seeds]
+            return [_drawn(output.outputs[0]) for output in self._llm.generate(asked, how, use_tqdm=False)]
+        except Exception as error:
+            raise EngineLost(f"vLLM in this process: {type(error).__name__}: {error}", PAGE) from error
+
+    def rest(self) -> None:
+        """Sleeps, where it may."""
         self._sleep()
-        return drawn
 
     def close(self) -> None:
         """Ends vLLM."""

@@ -76,6 +76,9 @@ class Backend(Protocol):
             EngineLost: there is none.
         """
 
+    def rest(self) -> None:
+        """Nothing is drawn for a while: gives back the memory that it can do without."""
+
     def close(self) -> None:
         """Gives back what it holds."""
 

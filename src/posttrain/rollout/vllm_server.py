@@ -143,6 +143,9 @@ class VLLMServer:
                 self._bring_back(reason)
         return [found[place] for place in range(len(prompts))]
 
+    def rest(self) -> None:
+        """Nothing: it has a device of its own."""
+
     def close(self) -> None:
         """The server is not this run's to end."""
 

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,12 @@ class WeightsInStep:
             if self._sent is None:
                 self._compare()
             self._sent = state
-        return contextlib.nullcontext()
+        return self._drawing()
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        yield
+        self.backend.rest()
 
     def close(self) -> None:
         """Removes the files, and lets vLLM go."""
@@ -143,7 +148,7 @@ class WeightsInStep:
             else:
                 # Whole, in this process alone, and without a number from the generator that training draws from.
                 with read_whole(self.trainer.args), torch.random.fork_rng(devices=[]):
-                    altered = self._kind.from_pretrained(folder, dtype="auto").eval()
+                    altered = self._kind.from_pretrained(folder, dtype=torch.float32).eval()
                 wrong = is_strange(drawn, self._vocabulary)
                 wrong = wrong or keeps_weights(drawn, altered, self._vocabulary, self.temperature)
         wait_for_all("vLLM, which is tried")
