@@ -50,7 +50,7 @@ def planned(folder: Path, method: str, model: str, words: str, gpu: str | None =
 @pytest.mark.parametrize(
     ("method", "model", "words", "said", "typed"),
     [
-        ("sft", "large", BATCH, "needs", "--gradient_accumulation_steps 2"),
+        ("sft", "large", BATCH, "needs", "--use_peft"),
         (
             "sft",
             "small",
@@ -124,3 +124,28 @@ def test_a_disk_that_is_too_small(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_ends_that_are_never_trained_on(folder: Path) -> None:
     found = planned(folder, "sft", "small", f"{BATCH} {IDS}")
     assert any("EOS token is never trained on" in one.text for one in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("words", "gib", "typed"),
+    [
+        ("", 1.8, "--use_peft"),
+        ("--num_processes 2 --accelerate_config multi_gpu", 1.8, "--accelerate_config fsdp2"),
+        ("--use_peft", 1.8, "--dtype bfloat16"),
+        ("--use_peft --dtype bfloat16", 1.8, "--load_in_4bit"),
+        ("", 10, "--per_device_train_batch_size 4 --gradient_accumulation_steps 2"),
+    ],
+)
+def test_where_weights_have_no_room_other_weights_are_proposed(
+    words: str, gib: float, typed: str, folder: Path
+) -> None:
+    config, launch = parse_command_line(
+        "sft",
+        shlex.split(
+            f"--model_name_or_path {folder / 'half'} --dataset_name {folder / FILES['sft']} --output_dir {folder / 'out'} "
+            f"--cache_dir {folder / 'cache'} {BATCH} {words}"
+        ),
+    )
+    found = plan(config, launch, gpu="t4", memory_gib=gib)
+    [warning] = [one for one in found.findings if "needs" in one.text]
+    assert " ".join(warning.flags) == typed

@@ -107,6 +107,32 @@ def test_weights_are_cast_once_to_sample_with_on_a_gpu() -> None:
     assert cast(2, on_gpu=True, half=True) == cast(4, on_gpu=True, half=False) == cast(4, on_gpu=False, half=True) == []
 
 
+@pytest.mark.parametrize(
+    ("sharder", "sharded", "held"),
+    [
+        # A model of 1000 parameters in bfloat16, over 2 processes. FSDP: weights and Adam's two numbers in float32.
+        ("fsdp", {"weights", "gradients", "optimizer"}, {"weights": 2000, "optimizer": 4000}),
+        # DeepSpeed: weights in half precision; those in float32 and Adam's two numbers.
+        ("zero", {"optimizer"}, {"weights": 2000, "optimizer": 6000}),
+        ("zero", {"weights", "gradients", "optimizer"}, {"weights": 1000, "optimizer": 6000}),
+    ],
+)
+def test_in_half_precision_weights_in_shards_are_trained_in_float32(
+    sharder: str, sharded: set[str], held: dict[str, int]
+) -> None:
+    shape = dataclasses.replace(
+        SHAPE, number=2, num_parameters=1000, num_trained=1000, weight_bytes=2000, trained_bytes=2000
+    )
+    setting = dataclasses.replace(
+        SETTING, on_gpu=True, half=True, processes=2, micro_batches=2, sharder=sharder, sharded=frozenset(sharded)
+    )
+    found = memory_of(shape, setting, LOAD)
+    assert {part.name: part.bytes for part in found.always if part.name in held} == held
+    (gradients,) = (part.bytes for part in found.phases["training step"] if part.name == "gradients")
+    whole = 4000 if sharder == "fsdp" else 2000
+    assert gradients == (whole / 2 if "gradients" in sharded else whole)
+
+
 def test_products_that_a_cpu_compiles_are_kept_up_to_a_number() -> None:
     half = dataclasses.replace(SETTING, half=True)
 

@@ -95,10 +95,12 @@ class WholePolicy:
         model: the policy with its adapters, not yet wrapped.
         spread: whether its weights will be.
         device: where to sample.
+        half: type of products in mixed precision, in which a replica has its weights, as FSDP and DeepSpeed have them
+            in a pass; None: that of the weights.
     """
 
-    def __init__(self, model: nn.Module, spread: bool, device: torch.device):
-        self._replica = _emptied(model, device) if spread else None
+    def __init__(self, model: nn.Module, spread: bool, device: torch.device, half: torch.dtype | None = None):
+        self._replica = _emptied(model, device, half) if spread else None
 
     @contextlib.contextmanager
     def of(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -124,13 +126,15 @@ class WholePolicy:
                 _free(parameter)
 
 
-def _emptied(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of an unwrapped model on a device, its parameters without memory. Quantised ones, which FSDP leaves whole,
-    are copied."""
+def _emptied(model: nn.Module, device: torch.device, half: torch.dtype | None) -> nn.Module:
+    """A copy of an unwrapped model on a device, its parameters without memory, and those in float32 in half precision
+    where that is given. Quantised ones, which FSDP leaves whole, are copied."""
     own: dict[int, Any] = {id(buffer): buffer.detach().to(device, copy=True) for buffer in model.buffers()}
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter:
-            own[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
+            kind = half if parameter.dtype == torch.float32 else None
+            empty = torch.empty_like(parameter, device=device, dtype=kind)
+            own[id(parameter)] = nn.Parameter(empty, requires_grad=False)
             _free(own[id(parameter)])
     return copy.deepcopy(model, own)
 

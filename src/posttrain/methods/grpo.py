@@ -46,8 +46,8 @@ class GRPO(PolicyMethod):
         cuts = [name for name, is_cut in _cuts(config).items() if is_cut]
         if self.corrects_sampler and cuts and self.correction.is_of_sequences:
             logger.warning(
-                "--%s: vLLM draws from what is left of the distribution; the correction's weight of a completion is the "
-                "product over all of its tokens of how much that is, soon next to nothing: "
+                "--%s: vLLM draws from what is left of the distribution; the correction's weight of a completion is "
+                "the product over all of its tokens of how much that is, soon next to nothing: "
                 "--vllm_importance_sampling_mode token_truncate, or --no_vllm_importance_sampling_correction",
                 " --".join(cuts),
             )

@@ -44,7 +44,9 @@ def _memory(plan: Plan, case: Case) -> Iterator[Finding]:
     if not plan.fits:
         advice = memory_advice(case.config, on_gpu=case.device.kind == "cuda")
         first = next((flags for some in advice.values() for flags, _ in some), "")
-        if not case.setting.recomputed:
+        if plan.memory.resident > plan.available:
+            first = _less_held(case)
+        elif not case.setting.recomputed:
             first = "--gradient_checkpointing"
         text = f"needs {in_words(plan.upper)} and {where} has {room} for it"
         if plan.peak <= plan.available:
@@ -52,6 +54,18 @@ def _memory(plan: Plan, case: Case) -> Iterator[Finding]:
         yield Finding("bad", f"{text}: {first}" if first else text, tuple(first.split()))
     elif plan.upper > 0.9 * plan.available:
         yield Finding("warn", f"{in_words(plan.upper)} of {room}: a longer row or another process ends the run")
+
+
+def _less_held(case: Case) -> str:
+    """Flags with which a process holds less from the first step to the last; empty: none that are known."""
+    config, on_gpu = case.config, case.device.kind == "cuda"
+    if on_gpu and case.setting.processes > 1 and not case.setting.sharded:
+        return "--accelerate_config fsdp2"
+    if not config.use_peft:
+        return "--use_peft"
+    if config.load_in_4bit or config.load_in_8bit or not on_gpu:
+        return ""
+    return "--dtype bfloat16" if case.shape.number > 2 else "--load_in_4bit"
 
 
 def _disk(plan: Plan, case: Case) -> Iterator[Finding]:

@@ -102,6 +102,7 @@ def case_of(
         micro_batches=arguments.gradient_accumulation_steps,
         processes=decided.processes,
         sharded=decided.sharded,
+        sharder=decided.sharder,
         optimizer=str(getattr(arguments.optim, "value", arguments.optim)),
         half=decided.autocast is not None,
         reference_bytes=reference,

@@ -24,16 +24,23 @@ def activation_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:
     number = half if setting.on_gpu else max(4, shape.number)  # a CPU attends in float32 at least
     copied = 2 * shape.key * number * load.keys if shape.by_segments else 0.0
     in_layer = saved.of_token_in_layer * tokens + copied
-    casts = saved.of_layer * shape.layers + saved.outside
+    # FSDP and DeepSpeed have weights in half precision themselves, and not beside others.
+    casts = 0.0 if setting.sharder else saved.of_layer * shape.layers + saved.outside
     outside = saved.of_token_outside * tokens
     if not setting.recomputed:
         return max(0.0, in_layer * shape.layers + outside + casts)
     # Autocast keeps the casts of trained weights until the forward pass ends, and one layer's while it is recomputed.
-    is_cached = shape.num_trained >= shape.num_parameters and "weights" not in setting.sharded
+    is_cached = shape.num_trained >= shape.num_parameters
     checkpointed = -(-shape.layers // setting.every)
     whole = in_layer * (shape.layers - checkpointed)
     kept = (_input_bytes(shape) + _kept_beside(shape, setting)) * tokens * checkpointed
-    return max(0.0, kept + whole + outside + max(casts if is_cached else 0.0, in_layer + saved.of_layer))
+    return max(
+        0.0,
+        kept
+        + whole
+        + outside
+        + max(casts if is_cached else 0.0, in_layer + (0.0 if setting.sharder else saved.of_layer)),
+    )
 
 
 def leaving_bytes(shape: ModelShape, setting: Setting, load: Load) -> float:

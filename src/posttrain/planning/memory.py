@@ -26,6 +26,7 @@ CPU_CREEP = 0.08
 # Of a product that oneDNN has compiled, measured, and how many of them it keeps: its cache's capacity,
 # https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
 _BYTES_COMPILED, _MOST_COMPILED = 565 * 2**10, 1024
+_BUCKET_OF_ZERO = 500_000_000  # gradients: reduce_bucket_size, https://www.deepspeed.ai/docs/config-json/
 _COPIES_OF_LOGITS = 3  # of the next token, while it is drawn: scores, probabilities and their sums
 # Numbers that an optimizer keeps for each trained one, in the type of the parameter. 8-bit ones keep bytes.
 _STATES = {
@@ -94,6 +95,7 @@ class Setting:
         micro_batches: of a step.
         processes: that train.
         sharded: of "weights", "gradients" and "optimizer", those that are spread over the processes.
+        sharder: "fsdp" or "zero", which spreads them; empty: nobody.
         optimizer: its name.
         half: products in bfloat16 or float16, weights beside them in float32.
         reference_bytes: of a frozen model beside the policy.
@@ -119,6 +121,7 @@ class Setting:
     compiled: bool = False
     recompute: str = "layers"
     every: int = 1
+    sharder: str = ""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -186,17 +189,20 @@ def optimizer_numbers(name: str) -> float:
 def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
     base = CUDA_BASE if setting.on_gpu else CPU_BASE
     yield Part("framework", base, "workspace of cuBLAS" if setting.on_gpu else "Python, torch, transformers; measured")
+    numbers = optimizer_numbers(setting.optimizer)
+    states = f"{setting.optimizer}: {numbers:g} numbers a trained parameter"
+    if _is_rounded_by_zero(setting):
+        numbers, states = numbers + 1, f"{states}, and that itself in float32"
     for name, size, how in (
-        ("weights", shape.weight_bytes, f"{shape.num_parameters:,} parameters"),
-        (
-            "optimizer",
-            optimizer_numbers(setting.optimizer) * shape.trained_bytes,
-            f"{setting.optimizer}: {optimizer_numbers(setting.optimizer):g} numbers a trained parameter",
-        ),
+        ("weights", _weight_bytes(shape, setting), f"{shape.num_parameters:,} parameters"),
+        ("optimizer", numbers * _trained_bytes(shape, setting), states),
     ):
         share = setting.processes if name in setting.sharded else 1
         yield Part(name, size / share, how + (f", over {share} processes" if share > 1 else ""))
-    if setting.processes > 1 and "gradients" not in setting.sharded:
+    if setting.sharder == "zero":
+        bucket = min(_BUCKET_OF_ZERO, shape.num_trained) * (2 if setting.half else 4)
+        yield Part("buckets of gradients", bucket, "what DeepSpeed sends at a time")
+    elif setting.processes > 1 and "gradients" not in setting.sharded:
         yield Part("buckets of gradients", shape.trained_bytes, "what DistributedDataParallel sends")
     if setting.reference_bytes:
         share = setting.processes if "weights" in setting.sharded else 1
@@ -205,8 +211,36 @@ def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
     if setting.reward_bytes:
         yield Part("reward models", setting.reward_bytes, "whole in each process")
     if "weights" in setting.sharded:
-        layer = 4 * shape.per_token / max(1, shape.layers)
-        yield Part("gathered layers", 2 * layer, "two layers of weights in one piece")
+        number = 2 if setting.half else shape.number
+        layer, head = shape.per_token / max(1, shape.layers), shape.vocabulary * shape.hidden
+        yield Part(
+            "gathered layers", number * max(2 * layer, layer + head), "two layers, or one and the head, in one piece"
+        )
+        if setting.sharder == "fsdp":
+            sent = (number + 4) * max(layer, head) * (shape.num_trained >= shape.num_parameters)
+            yield Part("gradients on their way", sent, "of the largest unit, and what FSDP adds up over processes")
+
+
+def _is_rounded_by_zero(setting: Setting) -> bool:
+    """DeepSpeed multiplies weights in half precision, and trains others in float32 that stand with the optimizer's."""
+    return setting.sharder == "zero" and setting.half
+
+
+def _trained_bytes(shape: ModelShape, setting: Setting) -> int:
+    """Of trained parameters, one number each: FSDP and DeepSpeed train in float32 where products are in half precision,
+    whatever the type of the weights was."""
+    return max(shape.trained_bytes, 4 * shape.num_trained) if setting.sharder and setting.half else shape.trained_bytes
+
+
+def _weight_bytes(shape: ModelShape, setting: Setting) -> int:
+    if _is_rounded_by_zero(setting):
+        return min(shape.weight_bytes, _rounded_bytes(shape))
+    return shape.weight_bytes + _trained_bytes(shape, setting) - shape.trained_bytes
+
+
+def _rounded_bytes(shape: ModelShape) -> int:
+    """Of all weights in half precision."""
+    return 2 * (shape.num_parameters + (shape.num_trained < shape.num_parameters) * shape.num_trained)
 
 
 def _compiled(shape: ModelShape, setting: Setting, number: int) -> Iterator[Part]:
@@ -220,7 +254,8 @@ def _compiled(shape: ModelShape, setting: Setting, number: int) -> Iterator[Part
 def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
     saved, kept = activation_bytes(shape, setting, load), 0.0
     share = setting.processes if "gradients" in setting.sharded else 1
-    gradients = Part("gradients", shape.trained_bytes / share, "a number a trained parameter")
+    trained = 2 * shape.num_trained if _is_rounded_by_zero(setting) else _trained_bytes(shape, setting)
+    gradients = Part("gradients", trained / share, "a number a trained parameter")
     head, transient = head_bytes(shape, load.targets, setting, training=True)
     tied = shape.vocabulary * shape.hidden * shape.number if shape.num_trained >= shape.num_parameters else 0
     how = f"{computed_tokens(shape, load):,.0f} tokens of the largest micro-batch"
@@ -273,10 +308,11 @@ def _sampling(shape: ModelShape, setting: Setting, one: Sampling) -> Iterator[Pa
         # The graph's memory is its own: what the step that was not captured has taken is of no use to it.
         captured = logits + one.completions * of_layer
         yield Part("a captured step", captured, "logits and a layer once more, which its graph holds")
-    if setting.on_gpu and setting.half and shape.number > 2:
-        yield Part("weights in half precision", shape.weight_bytes // 2, "cast once, to sample with, and given back")
     if "weights" in setting.sharded:
-        yield Part("the policy in one piece", shape.weight_bytes, "to sample from, in each process, and given back")
+        whole = min(shape.weight_bytes, _rounded_bytes(shape)) if setting.half else shape.weight_bytes
+        yield Part("the policy in one piece", whole, "to sample from, in each process, and given back")
+    elif setting.on_gpu and setting.half and shape.number > 2:
+        yield Part("weights in half precision", shape.weight_bytes // 2, "cast once, to sample with, and given back")
     if not setting.on_gpu and shape.laid_out:
         yield Part("weights laid out anew", shape.laid_out, "for small products")
 

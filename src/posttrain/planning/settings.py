@@ -31,6 +31,7 @@ class Decided:
         processes: that train, over all machines.
         here: of them on one machine.
         sharded: what is spread over them.
+        sharder: "fsdp" or "zero", which spreads it; empty: nobody.
         how_sharded: in words; empty where nothing is.
         words: what was decided, and why; for people.
     """
@@ -40,6 +41,7 @@ class Decided:
     processes: int
     here: int
     sharded: frozenset[str]
+    sharder: str
     how_sharded: str
     words: dict[str, str]
 
@@ -70,6 +72,7 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
         processes = here_gpus or (int(settings.get("num_processes") or 1) if on_gpu else 1)
     machines = launch.num_machines or int(settings.get("num_machines") or 1)
     sharded, how = _sharding(config, settings) if processes > 1 else (frozenset[str](), "")
+    sharder = how.partition(" ")[0].lower()
     given = {"precision": config.bf16 is not None or bool(config.fp16)}
     given["activations"] = config.gradient_checkpointing is not None or config.recompute != "layers"
     why = {name: "as the flags say" if is_given else "by hardware" for name, is_given in given.items()}
@@ -80,7 +83,7 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
         "activations": f"{_activations(config) if recomputed else 'kept'} ({why['activations']})",
         "processes": f"{processes}" + (f", {how}" if how else ""),
     }
-    return Decided(half, recomputed, processes, max(1, processes // machines), sharded, how, words)
+    return Decided(half, recomputed, processes, max(1, processes // machines), sharded, sharder, how, words)
 
 
 def _activations(config: CommonConfig) -> str:

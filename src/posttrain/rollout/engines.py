@@ -13,6 +13,7 @@ import torch
 
 from posttrain.config import PolicyConfig
 from posttrain.positions import text_config_of
+from posttrain.reference import mixed_precision
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.sampling import Sampling
 from posttrain.rollout.vllm_client import ServerFacts
@@ -105,7 +106,8 @@ def policy_for(
             folder = Path(config.vllm_weights_dir).expanduser() / folder.absolute().name
         weights = WeightsInStep(trainer, engine.backend, score, config.temperature, folder / FOLDER)
         return weights, weights.close
-    whole = WholePolicy(trainer.model, spreads_weights(trainer.args), trainer.args.device)
+    half = mixed_precision(trainer.args)
+    whole = WholePolicy(trainer.model, spreads_weights(trainer.args), trainer.args.device, half)
     return lambda: whole.of(trainer.model), lambda: None
 
 
