@@ -142,8 +142,8 @@ def test_where_weights_have_no_room_other_weights_are_proposed(
     config, launch = parse_command_line(
         "sft",
         shlex.split(
-            f"--model_name_or_path {folder / 'half'} --dataset_name {folder / FILES['sft']} --output_dir {folder / 'out'} "
-            f"--cache_dir {folder / 'cache'} {BATCH} {words}"
+            f"--model_name_or_path {folder / 'half'} --dataset_name {folder / FILES['sft']} "
+            f"--output_dir {folder / 'out'} --cache_dir {folder / 'cache'} {BATCH} {words}"
         ),
     )
     found = plan(config, launch, gpu="t4", memory_gib=gib)

@@ -113,6 +113,6 @@ def test_a_run_that_does_not_fit_is_told_the_next_rung(folder: Path, words: str)
         ("--recompute elementwise", "--recompute layers"),
         ("", "--activation_offloading"),
     ):
-        found = planned(folder, "sft", "llama-8b", f"{words} {more}", gpu="rtx4090")
+        found = planned(folder, "sft", "llama-8b", f"{words} --dtype bfloat16 {more}", gpu="rtx4090")
         assert not found.fits
         assert found.findings[0].flags == tuple(advised.split())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from torch import nn
 from transformers import Trainer
 
@@ -38,6 +38,9 @@ class ShardedTrainer(Trainer):
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         args = super()._build_accelerator_args(**kwargs)
+        for handler in args["kwargs_handlers"]:
+            if isinstance(handler, DistributedDataParallelKwargs):
+                handler.gradient_as_bucket_view = True  # gradients are sent from where they are, and not held twice
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.mixed_precision)
         if kind is not None and uses_fsdp(self.args):
             plugin = args.get("fsdp_plugin") or FullyShardedDataParallelPlugin()

@@ -202,8 +202,8 @@ def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
     if setting.sharder == "zero":
         bucket = min(_BUCKET_OF_ZERO, shape.num_trained) * (2 if setting.half else 4)
         yield Part("buckets of gradients", bucket, "what DeepSpeed sends at a time")
-    elif setting.processes > 1 and "gradients" not in setting.sharded:
-        yield Part("buckets of gradients", shape.trained_bytes, "what DistributedDataParallel sends")
+    elif _holds_buckets(setting):
+        yield Part("buckets of gradients", shape.trained_bytes, "which DistributedDataParallel keeps, and sends")
     if setting.reference_bytes:
         share = setting.processes if "weights" in setting.sharded else 1
         how = f"over {share} processes" if share > 1 else "whole in each process"
@@ -224,6 +224,11 @@ def _always(shape: ModelShape, setting: Setting) -> Iterator[Part]:
 def _is_rounded_by_zero(setting: Setting) -> bool:
     """DeepSpeed multiplies weights in half precision, and trains others in float32 that stand with the optimizer's."""
     return setting.sharder == "zero" and setting.half
+
+
+def _holds_buckets(setting: Setting) -> bool:
+    """DistributedDataParallel, whose gradients are views of what it sends."""
+    return setting.processes > 1 and setting.sharder != "zero" and "gradients" not in setting.sharded
 
 
 def _trained_bytes(shape: ModelShape, setting: Setting) -> int:
@@ -255,7 +260,8 @@ def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
     saved, kept = activation_bytes(shape, setting, load), 0.0
     share = setting.processes if "gradients" in setting.sharded else 1
     trained = 2 * shape.num_trained if _is_rounded_by_zero(setting) else _trained_bytes(shape, setting)
-    gradients = Part("gradients", trained / share, "a number a trained parameter")
+    apart = not _holds_buckets(setting)
+    gradients = Part("gradients", apart * trained / share, "a number a trained parameter")
     head, transient = head_bytes(shape, load.targets, setting, training=True)
     tied = shape.vocabulary * shape.hidden * shape.number if shape.num_trained >= shape.num_parameters else 0
     how = f"{computed_tokens(shape, load):,.0f} tokens of the largest micro-batch"
@@ -279,7 +285,7 @@ def _step(shape: ModelShape, setting: Setting, load: Load) -> Iterator[Part]:
         yield Part("output head", head, f"{load.targets:,.0f} targets × {shape.vocabulary:,} tokens, as far as kept")
     if transient:
         yield Part("chunks of logits", transient, "worked on at a time, and the head's gradient")
-    if setting.micro_batches > 1:
+    if setting.micro_batches > 1 and gradients.bytes:
         yield gradients
 
 
