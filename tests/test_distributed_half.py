@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from equal_steps import logged
 from safetensors.torch import load_file
 from several_commands import launch_ways
-from tiny import run, run_policy, write_base, write_preference, write_prompts
+from tiny import run, run_policy, write_base, write_preference, write_prompts, write_sft
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs pip install -e '.[deepspeed]'")
@@ -24,6 +25,15 @@ FLAGS = {
     "dpo": ["--eval_strategy", "steps", "--eval_steps", "1", "--test_split_size", "4", "--max_steps", "2"],
     "grpo": ["--beta", "0.1", "--max_steps", "2"],
 }
+
+
+# In float32, with a learning rate at which the last weights are not the best ones.
+WORSE = ["fsdp1", "fsdp2"]
+GETS_WORSE = (
+    "--per_device_train_batch_size 4 --max_steps 4 --learning_rate 0.1 --lr_scheduler_type constant "
+    "--eval_strategy steps --eval_steps 1 --test_split_size 8 --save_strategy steps --save_steps 1 "
+    "--load_best_model_at_end"
+)
 
 
 def words(method: str, processes: int) -> list[str]:
@@ -41,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for method, start in STARTS.items():
             to = partial(start, method, base, rows[method], folder / (way or "alone") / method)
             to(*words(method, 2 if way else 1), starter=commands[way].append)
+    sft = write_sft(folder / "sft.jsonl", 32)
+    for way in WORSE:
+        run("sft", base, sft, folder / way / "sft", *GETS_WORSE.split(), starter=commands[way].append)
     launch_ways(commands, folder, any_precision=True)
     return folder
 
@@ -73,3 +86,14 @@ def test_weights_are_saved_as_they_are_trained(way: str, method: str, folder: Pa
         assert weight.dtype == torch.float32
         torch.testing.assert_close(weight, alone[name], rtol=0, atol=5e-2, msg=name)  # two steps of 0.01
         assert not torch.equal(weight, weight.bfloat16().float()), name
+
+
+@pytest.mark.parametrize("way", WORSE)
+def test_the_best_weights_are_taken_back(way: str, folder: Path) -> None:
+    """Those of the outermost unit as well, which is whole after an evaluation."""
+    out = folder / way / "sft"
+    best = json.loads((out / "trainer_state.json").read_text())["best_global_step"]
+    assert best < 4
+    expected = load_file(out / f"checkpoint-{best}" / "model.safetensors")
+    for name, weight in load_file(out / "model.safetensors").items():
+        assert torch.equal(weight, expected[name]), name

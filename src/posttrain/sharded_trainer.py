@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp._runtime_utils import _reshard
 from transformers import Trainer
 
 from posttrain.errors import UserError
@@ -97,6 +99,10 @@ class ShardedTrainer(Trainer):
     def _load_part(self, checkpoint: str) -> dict[str, Any]:
         """Takes this process's weights back; returns all of its part."""
         part = torch.load(self._part_file(checkpoint), weights_only=True)
+        # After an evaluation the outermost unit is still whole: what is then given to its part would not be seen.
+        for unit in FullyShardedDataParallel.fsdp_modules(self.model_wrapped):
+            if unit._handle is not None and not unit._handle.needs_unshard():
+                _reshard(unit, unit._handle, True)
         with torch.no_grad():
             for name, parameter in self.model_wrapped.named_parameters():
                 parameter.copy_(part["weights"][name])
