@@ -61,8 +61,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_policy_that_has_not_moved_is_its_reference(way: str, folder: Path) -> None:
     """With log-probs that are rounded to half precision, or summed in it, it would not be."""
-    assert logged(folder / way / "dpo")[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert logged(folder / way / "grpo")[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    rounded = 1e-4 if way == "zero2" else 1e-6  # whose policy alone has all of its weights rounded
+    assert logged(folder / way / "dpo")[0]["loss"] == pytest.approx(math.log(2), abs=rounded)
+    assert logged(folder / way / "grpo")[0]["kl"] == pytest.approx(0.0, abs=rounded)
 
 
 @pytest.mark.parametrize("method", STARTS)

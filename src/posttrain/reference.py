@@ -91,7 +91,7 @@ class Reference:
         checkpoint_activations(model, on=False)
         scorer = Scorer(model, packed)
         if is_spread:
-            spread_frozen(model, device)
+            spread_frozen(model, device, autocast)
         return cls(scorer, model, autocast)
 
     @torch.no_grad()

@@ -151,7 +151,7 @@ def _free(parameter: nn.Parameter) -> None:
         parameter.untyped_storage().resize_(0)
 
 
-def spread_frozen(model: PreTrainedModel, device: torch.device) -> None:
+def spread_frozen(model: PreTrainedModel, device: torch.device, half: torch.dtype | None = None) -> None:
     """Spreads a frozen model over all processes in place: of each layer a process keeps its part, and has the whole for
     the time of that layer in a forward pass, which all processes take together. By torch's FSDP2, whatever spreads the
     policy: it asks for neither an optimizer nor an engine.
@@ -159,14 +159,16 @@ def spread_frozen(model: PreTrainedModel, device: torch.device) -> None:
     Args:
         model: on the CPU, or on the device.
         device: of this process.
+        half: type of weights in a pass, as the policy has them in mixed precision; None: their own.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    precision = MixedPrecisionPolicy(param_dtype=half)
     for module in [one for one in model.modules() if type(one).__name__ in (model._no_split_modules or ())]:
-        fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
 
 
 def own_part(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
