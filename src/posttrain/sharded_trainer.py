@@ -101,7 +101,8 @@ class ShardedTrainer(Trainer):
         part = torch.load(self._part_file(checkpoint), weights_only=True)
         # After an evaluation the outermost unit is still whole: what is then given to its part would not be seen.
         for unit in FullyShardedDataParallel.fsdp_modules(self.model_wrapped):
-            if unit._handle is not None and not unit._handle.needs_unshard():
+            has_passed = unit._is_root is not None  # before its first pass nothing is whole
+            if has_passed and unit._handle is not None and not unit._handle.needs_unshard():
                 _reshard(unit, unit._handle, True)
         with torch.no_grad():
             for name, parameter in self.model_wrapped.named_parameters():
