@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from posttrain.config import CommonConfig
 
 ALL = frozenset({"weights", "gradients", "optimizer"})
+_NOBODY = (frozenset[str](), "", "")
 _OF_ZERO = {1: frozenset({"optimizer"}), 2: frozenset({"optimizer", "gradients"}), 3: ALL}
 
 
@@ -71,8 +72,7 @@ def decide(config: CommonConfig, launch: LaunchOptions, arguments: TrainingArgum
         here_gpus = torch.cuda.device_count() if device.is_here and on_gpu else 0
         processes = here_gpus or (int(settings.get("num_processes") or 1) if on_gpu else 1)
     machines = launch.num_machines or int(settings.get("num_machines") or 1)
-    sharded, how = _sharding(config, settings) if processes > 1 else (frozenset[str](), "")
-    sharder = how.partition(" ")[0].lower()
+    sharded, sharder, how = _sharding(config, settings) if processes > 1 else _NOBODY
     given = {"precision": config.bf16 is not None or bool(config.fp16)}
     given["activations"] = config.gradient_checkpointing is not None or config.recompute != "layers"
     why = {name: "as the flags say" if is_given else "by hardware" for name, is_given in given.items()}
@@ -102,17 +102,18 @@ def _file_of(launch: LaunchOptions) -> Path | None:
     return accelerate_file(launch)
 
 
-def _sharding(config: CommonConfig, settings: dict[Any, Any]) -> tuple[frozenset[str], str]:
+def _sharding(config: CommonConfig, settings: dict[Any, Any]) -> tuple[frozenset[str], str, str]:
+    """What is spread, by whom, and that in words."""
     kind = settings.get("distributed_type")
     if kind == "FSDP" or config.fsdp:
         own = settings.get("fsdp_config") or {}
         strategy = str(own.get("fsdp_sharding_strategy", "FULL_SHARD")).upper()
         reshards = str(own.get("fsdp_reshard_after_forward", strategy)).upper()
         if "GRAD_OP" in reshards or reshards == "FALSE":
-            return _OF_ZERO[2], "FSDP spreads gradients and optimizer"
+            return _OF_ZERO[2], "fsdp", "FSDP spreads gradients and optimizer"
         if "NO_SHARD" in (strategy, reshards):
-            return frozenset(), ""
-        return ALL, "FSDP spreads weights, gradients and optimizer"
+            return _NOBODY
+        return ALL, "fsdp", "FSDP spreads weights, gradients and optimizer"
     if kind == "DEEPSPEED" or config.deepspeed:
         given = config.deepspeed
         if isinstance(given, str) and Path(given).is_file():
@@ -120,6 +121,6 @@ def _sharding(config: CommonConfig, settings: dict[Any, Any]) -> tuple[frozenset
         own = settings.get("deepspeed_config") or {}
         inner = given.get("zero_optimization", {}).get("stage") if isinstance(given, dict) else None
         stage = int(inner if inner is not None else own.get("zero_stage", 0))
-        names = " and ".join(sorted(_OF_ZERO.get(stage, ())))
-        return _OF_ZERO.get(stage, frozenset()), f"ZeRO {stage} spreads {names}" if names else ""
-    return frozenset(), ""
+        if stage in _OF_ZERO:
+            return _OF_ZERO[stage], "zero", f"ZeRO {stage} spreads {' and '.join(sorted(_OF_ZERO[stage]))}"
+    return _NOBODY
