@@ -27,8 +27,8 @@ FLAGS = {
 }
 
 
+SPREAD = ["fsdp1", "fsdp2"]
 # In float32, with a learning rate at which the last weights are not the best ones.
-WORSE = ["fsdp1", "fsdp2"]
 GETS_WORSE = (
     "--per_device_train_batch_size 4 --max_steps 4 --learning_rate 0.1 --lr_scheduler_type constant "
     "--eval_strategy steps --eval_steps 1 --test_split_size 8 --save_strategy steps --save_steps 1 "
@@ -52,8 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             to = partial(start, method, base, rows[method], folder / (way or "alone") / method)
             to(*words(method, 2 if way else 1), starter=commands[way].append)
     sft = write_sft(folder / "sft.jsonl", 32)
-    for way in WORSE:
+    for way in SPREAD:
         run("sft", base, sft, folder / way / "sft", *GETS_WORSE.split(), starter=commands[way].append)
+        lora = [*words("dpo", 2), "--use_peft", "--lora_dropout", "0"]
+        run("dpo", base, rows["dpo"], folder / way / "lora", *lora, starter=commands[way].append)
     launch_ways(commands, folder, any_precision=True)
     return folder
 
@@ -89,7 +91,7 @@ def test_weights_are_saved_as_they_are_trained(way: str, method: str, folder: Pa
         assert not torch.equal(weight, weight.bfloat16().float()), name
 
 
-@pytest.mark.parametrize("way", WORSE)
+@pytest.mark.parametrize("way", SPREAD)
 def test_the_best_weights_are_taken_back(way: str, folder: Path) -> None:
     """Those of the outermost unit as well, which is whole after an evaluation."""
     out = folder / way / "sft"
@@ -98,3 +100,11 @@ def test_the_best_weights_are_taken_back(way: str, folder: Path) -> None:
     expected = load_file(out / f"checkpoint-{best}" / "model.safetensors")
     for name, weight in load_file(out / "model.safetensors").items():
         assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize("way", SPREAD)
+def test_adapters_whose_reference_comes_first_are_trained(way: str, folder: Path) -> None:
+    """The first pass of all is the one without them, in which nothing wants a gradient."""
+    losses = [line["loss"] for line in logged(folder / way / "lora") if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(losses[1] - losses[0]) > 1e-4

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 from filelock import FileLock
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -113,6 +114,10 @@ class Reference:
                 was_training = model.training
                 model.eval()
                 stack.callback(model.train, was_training)
+                if isinstance(policy, FSDPModule):
+                    # It looks once, at its first pass, which weights want gradients, and in which type to add them up:
+                    # without adapters none do.
+                    policy._get_fsdp_state()._lazy_init()
                 stack.enter_context(_unwrap(policy).disable_adapter())
             if self.autocast is not None:
                 stack.enter_context(torch.autocast(batch.input_ids.device.type, self.autocast))
